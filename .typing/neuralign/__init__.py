@@ -1,0 +1,1 @@
+../../neuralign/__init__.py

@@ -1,0 +1,38 @@
+# Everything needs Python 3.11 or newer and make; the rest installs itself into .venv at pinned versions.
+PYTHON ?= python3
+BIN := .venv/bin
+# Two cores: two test processes of one thread each are faster than one process of two.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: demo test test-slow lint bench clean install
+demo: .venv/core.stamp
+	OMP_NUM_THREADS=2 $(BIN)/neuralign demo --out report.html
+
+test: .venv/test.stamp
+	$(BIN)/pytest -n 2 -m "not slow" -q
+
+test-slow: .venv/test.stamp
+	$(BIN)/pytest -n 2 -m slow -q
+
+lint: .venv/test.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy -p neuralign
+
+bench: .venv/test.stamp
+	OMP_NUM_THREADS=2 $(BIN)/pytest tests/performance -q -s -o python_files='bench_*.py' -o python_functions='bench_*'
+
+install: .venv/test.stamp
+
+.venv/core.stamp: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -c constraints.txt --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
+	touch $@
+
+.venv/test.stamp: .venv/core.stamp
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test]'
+	touch $@
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache report.html

@@ -1,0 +1,118 @@
+"""The noun `Score` and the tidy table of scores."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+if TYPE_CHECKING:
+    from ..datasets.rdms import RDMs
+
+COLUMNS = [
+    "model",
+    "layer",
+    "dataset",
+    "subject",
+    "region",
+    "metric",
+    "score",
+    "ceiling",
+    "ceiling_low",
+    "normalised",
+    "ci_low",
+    "ci_high",
+    "p",
+    "n_units",
+    "n_stimuli",
+    "formula",
+    "seed",
+]
+
+
+@dataclass(frozen=True)
+class Score:
+    """One number with its ceiling, its uncertainty and what it was computed from.
+
+    Attributes
+    ----------
+    model, layer, dataset, subject, region, metric : str
+        What was compared with what, and how.
+    score : float
+        The raw score, never divided by a ceiling.
+    ceiling : float
+        The highest score that noise in the responses allows, in the unit of `score`; NaN when unknown.
+    ceiling_low : float
+        Lower bound of the ceiling where the method has one (RSA: leave one subject out); else NaN.
+    ci_low, ci_high : float
+        95 % interval; `formula` says over what it generalises.
+    p : float
+        One-sided p value of the permutation test named in `formula`.
+    n_units, n_stimuli : int
+        Units and stimuli that entered the score.
+    formula : str
+        Identifier of the exact computation; it changes when the computation does.
+    seed : int or None
+        Seed of folds and resampling.
+    """
+
+    model: str
+    layer: str
+    dataset: str
+    subject: str
+    region: str
+    metric: str
+    score: float
+    ceiling: float = math.nan
+    ceiling_low: float = math.nan
+    ci_low: float = math.nan
+    ci_high: float = math.nan
+    p: float = math.nan
+    n_units: int = 0
+    n_stimuli: int = 0
+    formula: str = ""
+    seed: int | None = None
+
+    @property
+    def normalised(self) -> float:
+        """Score divided by its ceiling; NaN unless the ceiling is above zero."""
+        return self.score / self.ceiling if self.ceiling > 0 else math.nan
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What stands behind a table of scores: the report draws from it, and nothing else needs it.
+
+    Attributes
+    ----------
+    units : pandas.DataFrame
+        One row per model, layer and unit: model, layer, subject, region, unit, metric, score, ceiling.
+    rdms : RDMs or None
+        The RDMs that were compared; ``rdms.table`` has columns kind ("model" or "brain") and label.
+    thumbnails : ndarray of uint8, shape (stimulus, height, width, 3), or None
+        Small pictures of the stimuli, in the order of ``rdms.stimulus_ids``.
+    provenance : dict
+        Versions, seed, options and command line.
+    """
+
+    units: pd.DataFrame = field(default_factory=pd.DataFrame)
+    rdms: RDMs | None = None
+    thumbnails: np.ndarray | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __deepcopy__(self, memo: dict) -> Evidence:
+        return self  # pandas deep-copies `attrs` at every step, and this never changes
+
+
+def tabulate(scores: Iterable[Score], evidence: Evidence | None = None) -> pd.DataFrame:
+    """Tidy table of scores, one row each; `evidence` travels in ``table.attrs["evidence"]``."""
+    rows = [dataclasses.asdict(score) | {"normalised": score.normalised} for score in scores]
+    table = pd.DataFrame(rows, columns=COLUMNS)
+    if evidence is not None:
+        table.attrs["evidence"] = evidence
+    return table
