@@ -1,0 +1,21 @@
+import os
+from pathlib import Path
+
+import pytest
+
+
+def pytest_configure(config):
+    # Features of tests must not land in, or be read from, the user's own cache.
+    import tempfile
+
+    os.environ["NEURALIGN_CACHE"] = tempfile.mkdtemp(prefix="neuralign-cache-")
+    os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """Root of the real recordings and weights; tests that need it are skipped where it is absent."""
+    root = Path(os.environ.get("NEURALIGN_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    if not root.is_dir():
+        pytest.skip(f"no real data at {root}; set NEURALIGN_DATA to its root")
+    return root.resolve()
