@@ -1,0 +1,1 @@
+"""Models, and the features of their layers."""

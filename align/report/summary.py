@@ -1,0 +1,129 @@
+"""What a tidy table of scores says: the layers in order, means over subjects, and the best layer per region."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+
+METRIC_NAMES = {"r": "Pearson r", "r2": "R²"}
+_MEANS = ["score", "ceiling", "ceiling_low", "normalised"]
+_SINGLE = ["ci_low", "ci_high", "p"]
+_KEYS = ["model", "layer", "target"]
+
+
+def is_geometry(table: pd.DataFrame) -> pd.Series:
+    """Rows that compare RDMs; all others are encoding scores."""
+    return table["formula"].astype(str).str.startswith("rsa")
+
+
+def main_metric(table: pd.DataFrame) -> str:
+    """The metric that figures show: r where there is one, else the first."""
+    metrics = table["metric"].unique()
+    return "r" if "r" in metrics else str(metrics[0])
+
+
+def metric_name(metric: str) -> str:
+    """How an axis or a sentence calls a metric."""
+    return METRIC_NAMES.get(metric, metric)
+
+
+def targets(table: pd.DataFrame) -> pd.Series:
+    """What is predicted, per row: the region, and the dataset too where there are several."""
+    region = table["region"].astype(str)
+    region = region.where(region != "", "brain")
+    dataset = table["dataset"].astype(str)
+    return dataset + " · " + region if dataset.nunique() > 1 else region
+
+
+def layer_name(model: str, layer: str) -> str:
+    """Model and layer as one name; a model that is one layer goes by its own."""
+    return model if layer in ("", model) else f"{model} · {layer}"
+
+
+def averaged(table: pd.DataFrame) -> pd.DataFrame:
+    """One row per model, layer and target for the main metric: the mean over subjects (and seeds).
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns model, layer, target, score, ceiling, ceiling_low, normalised (means of what is known), ci_low,
+        ci_high, p (NaN where several rows were averaged: their intervals cannot be), n_rows. Models, layers and
+        targets in order of appearance, the layers of a model together.
+    """
+    table = table[table["metric"] == main_metric(table)]
+    table = table.assign(target=targets(table)) if "target" not in table else table
+    groups = table.groupby(_KEYS, sort=False)
+    mean = groups[_MEANS].mean()
+    alone = groups.size() == 1
+    mean[_SINGLE] = groups[_SINGLE].first().where(alone, np.nan)
+    mean["n_rows"] = groups.size()
+    mean = mean.reset_index()
+    rank = {model: k for k, model in enumerate(mean["model"].unique())}
+    return mean.sort_values("model", key=lambda models: models.map(rank), kind="stable", ignore_index=True)
+
+
+def layers_of(mean: pd.DataFrame) -> list[tuple[str, str]]:
+    """Every (model, layer) of an averaged table, in its order."""
+    return list(mean[["model", "layer"]].drop_duplicates().itertuples(index=False, name=None))
+
+
+def by_model(layers: list[tuple[str, str]]) -> Iterator[tuple[str, list[str]]]:
+    """Models with their layers, from neighbouring (model, layer) pairs."""
+    models = list(dict.fromkeys(model for model, _ in layers))
+    for model in models:
+        yield model, [layer for owner, layer in layers if owner == model]
+
+
+def best_layers(mean: pd.DataFrame) -> dict[str, tuple[str, str]]:
+    """The (model, layer) with the highest score per target; targets without any score are left out."""
+    scored = mean.dropna(subset=["score"])
+    rows = scored.loc[scored.groupby("target", sort=False)["score"].idxmax()]
+    return {row.target: (row.model, row.layer) for row in rows.itertuples()}
+
+
+def headlines(table: pd.DataFrame) -> list[str]:
+    """One plain sentence per target: its best layer with score, interval, ceiling and share of the ceiling."""
+    mean = averaged(table)
+    metric = main_metric(table)
+    geometry = bool(is_geometry(table).all())
+    best = best_layers(mean)
+    sentences = []
+    for target, rows in mean.groupby("target", sort=False):
+        if target not in best:
+            sentences.append(f"{target} could not be scored.")
+            continue
+        model, layer = best[target]
+        row = rows[(rows["model"] == model) & (rows["layer"] == layer)].iloc[0]
+        name = model if layer in ("", model) else f"{model} / {layer}"
+        said = f"The geometry of {target} is best matched by {name}" if geometry else f"{target} is best predicted by {name}"
+        said += f": {'mean ' if row['n_rows'] > 1 else ''}{metric if metric != 'r2' else 'R²'} = {short(row['score'])}"
+        if math.isfinite(row["ci_low"]):
+            said += f" [{short(row['ci_low'])}, {short(row['ci_high'])}]"
+        if row["n_rows"] > 1:
+            said += f" over {row['n_rows']} subjects"
+        if not math.isfinite(row["ceiling"]):
+            said += ", ceiling unknown"
+        elif not math.isfinite(row["normalised"]):
+            said += f", ceiling {short(row['ceiling'])}"
+        else:
+            said += f", ceiling {short(row['ceiling'])}, {percent(row['normalised'])} of it"
+        if row["p"] > 0.05:
+            said += f"; not above chance (p = {short(row['p'])})"
+        sentences.append(said + ".")
+    return sentences
+
+
+def short(value: float) -> str:
+    """Two decimals without the zero in front, as correlations are printed; an en dash for NaN."""
+    if not math.isfinite(value):
+        return "–"
+    text = f"{abs(value):.2f}".removeprefix("0")
+    return ("−" if value < 0 and text != ".00" else "") + text
+
+
+def percent(value: float) -> str:
+    """A share as a whole percentage; empty for NaN."""
+    return f"{100 * value:.0f} %".replace("-", "−") if math.isfinite(value) else ""

@@ -1,0 +1,258 @@
+"""Tables of scores in files: csv and json for other programs, h5 with the evidence behind them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from ..datasets.errors import unknown
+from ..datasets.rdms import RDMs
+from .score import COLUMNS, Evidence
+
+if TYPE_CHECKING:
+    import h5py
+
+SUFFIXES = (".csv", ".json", ".h5")
+TEXT = ("model", "layer", "dataset", "subject", "region", "metric", "formula")
+NUMBERS = tuple(column for column in COLUMNS if column not in TEXT)
+CONTENT = "results"
+
+
+def save_results(table: pd.DataFrame, path: str | Path) -> None:
+    """Write a table of scores; a file that is already there is replaced only once the new one is whole.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        From `align.score`, `align.rsa` or `load_results`.
+    path : str or Path
+        ``.csv``: the table. ``.json``: a list with one record per row, missing numbers as null. ``.h5``: the
+        table and the evidence behind it, from which `align.report` draws; RDMs are kept as float32.
+
+    Raises
+    ------
+    ValueError
+        For another suffix, a folder, or a table without the columns of `Score`.
+    FileNotFoundError
+        If the folder of `path` does not exist.
+    """
+    check_table(table, "table")
+    path = check_target(path)
+    suffix = _suffix(path)
+    if suffix == ".csv":
+        write_text(path, csv_text(table))
+    elif suffix == ".json":
+        write_text(path, _json_text(table))
+    else:
+        _save_hdf5(table, path)
+
+
+def load_results(path: str | Path) -> pd.DataFrame:
+    """Read what `save_results` wrote.
+
+    Returns
+    -------
+    pandas.DataFrame
+        The table; from an ``.h5`` file with its evidence in ``table.attrs["evidence"]``.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        For another suffix, and for a file that was cut off or that does not hold a table of scores.
+    """
+    path = Path(path)
+    suffix = _suffix(path)
+    if path.is_dir():
+        raise ValueError(f"path={str(path)!r} is a folder; expected a file saved by save_results.")
+    if not path.is_file():
+        raise FileNotFoundError(f"no results at {path}.")
+    try:
+        if suffix == ".csv":
+            return _typed(_parse_csv(path.read_text(encoding="utf-8-sig")))
+        if suffix == ".json":
+            return _typed(_parse_json(path.read_text(encoding="utf-8")))
+        return _load_hdf5(path)
+    except (ValueError, KeyError, OSError, RuntimeError) as error:
+        raise ValueError(
+            f"{path} is not a whole file of results ({str(error).strip()}); save it again with save_results."
+        ) from error
+
+
+def check_table(table: Any, name: str) -> None:
+    """Raise ValueError unless `table` (called `name` in the message) is a frame with the columns of `Score`."""
+    source = "a table of scores comes from align.score, align.rsa or align.load_results"
+    if not isinstance(table, pd.DataFrame):
+        raise ValueError(f"{name} is a {type(table).__name__}; expected a pandas DataFrame: {source}.")
+    missing = [column for column in COLUMNS if column not in table]
+    if missing:
+        raise ValueError(f"{name} lacks the columns {', '.join(missing)}; {source}.")
+
+
+def check_target(path: str | Path) -> Path:
+    """`path`, if a file can be written there."""
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"path={str(path)!r} is a folder; expected the name of a file in it.")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"path={str(path)!r}: there is no folder {path.parent}; create it first.")
+    return path
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write beside `path` and move there once whole, so that no half file is ever seen."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
+            file.write(text)
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)  # mkstemp gives the file to its owner alone
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def csv_text(table: pd.DataFrame) -> str:
+    """The table as csv with a header; numbers in full precision, missing ones empty."""
+    return table.to_csv(index=False, lineterminator="\n")
+
+
+def _suffix(path: Path) -> str:
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise ValueError(unknown("suffix of path", path.suffix, SUFFIXES, f"Found {str(path)!r}."))
+    return suffix
+
+
+# ---------------------------------------------------------------------------------------------------- csv, json
+
+
+def _json_text(table: pd.DataFrame) -> str:
+    records = [
+        {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
+        for row in table.to_dict("records")
+    ]
+    lines = [json.dumps(record, ensure_ascii=False, allow_nan=False) for record in records]
+    return "[\n" + ",\n".join(lines) + "\n]\n"
+
+
+def _parse_csv(text: str) -> pd.DataFrame:
+    rows = list(csv.reader(io.StringIO(text)))
+    width = len(rows[0]) if rows else 0
+    ragged = [number for number, row in enumerate(rows, start=1) if len(row) != width]
+    # A last line that was cut off inside its last field still has every field, but not its end.
+    if ragged or not text.endswith("\n"):
+        raise ValueError(f"row {ragged[0] if ragged else len(rows)} of {len(rows)} is cut off")
+    # Only numbers have missing values: a region may be called NA, a subject 01 and a layer nothing at all.
+    text_columns = [column for column in rows[0] if column not in NUMBERS]
+    return pd.read_csv(
+        io.StringIO(text),
+        dtype=dict.fromkeys(text_columns, str),
+        keep_default_na=False,
+        na_values={column: [""] for column in NUMBERS if column in rows[0]},
+        float_precision="round_trip",
+    )
+
+
+def _parse_json(text: str) -> pd.DataFrame:
+    records = json.loads(text)
+    if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
+        raise ValueError("expected a list of records")
+    return pd.DataFrame(records) if records else pd.DataFrame(columns=COLUMNS)
+
+
+def _typed(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with text as text and numbers as numbers, whatever the file made of columns without any."""
+    check_table(table, "it")
+    typed = {column: table[column].fillna("").astype(str) for column in TEXT}
+    typed |= {column: pd.to_numeric(table[column].astype(object).where(table[column].notna())) for column in NUMBERS}
+    return table.assign(**typed)
+
+
+# ----------------------------------------------------------------------------------------------------------- h5
+
+
+def _save_hdf5(table: pd.DataFrame, path: Path) -> None:
+    from ..datasets.storage import new_hdf5, write_table
+
+    with new_hdf5(path, CONTENT) as file:
+        write_table(file, "table", table)
+        evidence = table.attrs.get("evidence")
+        if evidence is None:
+            return
+        group = file.create_group("evidence")
+        group.attrs["provenance"] = json.dumps(dict(evidence.provenance), default=str)
+        if len(evidence.units):
+            _write_units(group, evidence.units)
+        if evidence.rdms is not None:
+            rdms = group.create_group("rdms")
+            rdms.attrs["method"] = evidence.rdms.method
+            rdms.create_dataset("vectors", data=evidence.rdms.vectors.astype(np.float32))
+            rdms.create_dataset("stimulus_ids", data=np.array(evidence.rdms.stimulus_ids, dtype=object))
+            write_table(rdms, "table", evidence.rdms.table)
+        if evidence.thumbnails is not None:
+            group.create_dataset("thumbnails", data=evidence.thumbnails, compression="gzip", shuffle=True)
+
+
+def _load_hdf5(path: Path) -> pd.DataFrame:
+    from ..datasets.storage import open_saved, read_table
+
+    with open_saved(path, CONTENT) as file:
+        table = _typed(read_table(file["table"]))
+        if "evidence" not in file:
+            return table
+        group = file["evidence"]
+        rdms = None
+        if "rdms" in group:
+            stored = group["rdms"]
+            rdms = RDMs(
+                stored["vectors"][()],
+                stored["stimulus_ids"].asstr()[()].tolist(),
+                read_table(stored["table"]),
+                str(stored.attrs["method"]),
+            )
+        table.attrs["evidence"] = Evidence(
+            units=_read_units(group) if "units" in group else pd.DataFrame(),
+            rdms=rdms,
+            thumbnails=group["thumbnails"][()] if "thumbnails" in group else None,
+            provenance=json.loads(group.attrs["provenance"]),
+        )
+        return table
+
+
+def _write_units(parent: h5py.Group, units: pd.DataFrame) -> None:
+    """Names as codes: a table with a row per layer and unit repeats few of them hundreds of thousands of times."""
+    from ..datasets.storage import write_table
+
+    coded = units.copy()
+    names = {}
+    for column in units:
+        if units[column].dtype.kind not in "biuf":
+            codes, names[column] = pd.factorize(units[column].astype(object))
+            coded[column] = codes.astype(np.int32)
+    write_table(parent, "units", coded)
+    group = parent.create_group("unit_names")
+    for column, values in names.items():
+        group.create_dataset(str(column), data=np.array([str(value) for value in values], dtype=object))
+
+
+def _read_units(parent: h5py.Group) -> pd.DataFrame:
+    from ..datasets.storage import read_table
+
+    units = read_table(parent["units"])
+    for column, values in parent["unit_names"].items():
+        names = np.append(values.asstr()[()], None)  # the code of a missing name is -1
+        units[column] = pd.Series(names[units[column].to_numpy()], index=units.index)
+    return units

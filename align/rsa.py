@@ -1,0 +1,284 @@
+"""Representational similarity analysis of model layers and brain regions, with ceilings and inference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ..datasets.errors import unknown
+from ..datasets.rdms import RDMs
+from .compare import check_method as check_comparison
+from .compare import compare as compare_rdms
+from .compare import rsa_ceiling, similarities
+from .inference import (
+    Seed,
+    bootstrap_similarities,
+    percentile_interval,
+    permutation_p,
+    permutation_similarities,
+)
+from .rdm import check_method, dissimilarities, features_rdms, recording_rdms, unit_groups, unit_responses
+from .score import Evidence, Score, tabulate
+
+N_SPLITS = 10  # random halvings of the repeats behind the ceiling of a single subject
+
+
+def rsa(
+    features: Any,
+    brain: Any,
+    rdm: str = "correlation",
+    compare: str = "rho-a",
+    bootstrap: int = 1000,
+    permutations: int = 1000,
+    by: str = "region",
+    seed: Seed = 0,
+) -> pd.DataFrame:
+    """Score every layer by the similarity of its RDM to those of the brain.
+
+    Parameters
+    ----------
+    features : Features, RDMs, or a list of these
+        Several models go in as a list. Model RDMs are named by the columns model and layer of their table,
+        or else label.
+    brain : Recording or RDMs
+        A Recording gives one RDM per subject and region from responses averaged over repeats. RDMs with a
+        table column subject are first averaged over all else (sessions); without one, every RDM is a
+        replicate.
+    rdm : str
+        Dissimilarity, see `align.rdm`; not used for what already is an RDM.
+    compare : str
+        Similarity of two RDMs, see `align.compare`.
+    bootstrap, permutations : int
+        Resamples of the stimuli for the interval, and shuffles of the stimulus labels for p; 0 leaves it out.
+    by : str
+        Column of ``brain.units`` (or ``brain.table``, where it may be absent) that tells regions apart.
+    seed : int or numpy Generator
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per model, layer and region with the columns of `Score`:
+
+        - score: mean over subjects of the similarity of model and brain RDM;
+        - ceiling, ceiling_low: with two or more subjects the upper and lower bounds of Nili et al. (2014).
+          With one subject the ceiling is ``sqrt(2 r / (1 + r))``, r the similarity of the RDMs of two random
+          halves of the repeats, averaged over 10 halvings. This is approximate: the noise of an RDM is not
+          purely additive and falls faster than with the number of repeats, so the ceiling of noisy data tends
+          to come out low. NaN without repeats, and for a single RDM;
+        - ci_low, ci_high: 95 % over stimuli, for these subjects;
+        - p: one-sided, stimulus labels exchangeable, for these subjects.
+
+        ``table.attrs["evidence"].rdms`` holds the model and brain RDMs that were compared.
+
+    Raises
+    ------
+    ValueError
+        For unknown methods, stimuli that the features lack, responses over time, or a wrong type.
+
+    Notes
+    -----
+    Features and brain are joined by stimulus id: features may hold more stimuli, in any order.
+
+    References
+    ----------
+    Kriegeskorte, Mur & Bandettini (2008), Frontiers in Systems Neuroscience 2:4. Nili et al. (2014), PLoS
+    Computational Biology 10:e1003553. Schuett et al. (2023), eLife 12:e82566.
+    """
+    check_method(rdm)
+    check_comparison(compare)
+    for name, count in (("bootstrap", bootstrap), ("permutations", permutations)):
+        if count < 0:
+            raise ValueError(f"{name}={count!r}; expected a number of resamples, or 0 for none.")
+    # Independent streams, so that the interval does not change with the number of permutations.
+    for_bootstrap, for_permutation, for_splits = np.random.default_rng(seed).spawn(3)
+
+    brain_rdms, n_units = _brain_rdms(brain, rdm, by)
+    model_rdms = _model_rdms(features, rdm, brain_rdms.stimulus_ids)
+    similarity = compare_rdms(model_rdms, brain_rdms, compare)
+    resampled = bootstrap_similarities(model_rdms, brain_rdms, compare, bootstrap, for_bootstrap)
+    shuffled = permutation_similarities(model_rdms, brain_rdms, compare, permutations, for_permutation)
+
+    regions = _regions(brain_rdms, by)
+    alone = [int(region.rows[0]) for region in regions if len(region.rows) == 1]
+    split_half = _split_half_ceilings(brain, brain_rdms[alone], rdm, compare, by, for_splits)
+    models, layers = _text(model_rdms.table, "model", ""), _text(model_rdms.table, "layer", "")
+
+    def over_subjects(samples: np.ndarray) -> np.ndarray:
+        """(..., model, brain RDM) to (..., region, model)."""
+        return np.stack([samples[..., region.rows].mean(-1) for region in regions], axis=-2)
+
+    observed = over_subjects(similarity)
+    low, high, p = np.full((3, *observed.shape), np.nan)
+    if bootstrap:
+        columns = over_subjects(resampled).reshape(bootstrap, -1)
+        low, high = (bound.reshape(observed.shape) for bound in percentile_interval(columns))
+    if permutations:
+        p = permutation_p(observed, over_subjects(shuffled))
+    scores = []
+    for r, region in enumerate(regions):
+        if len(region.rows) > 1:
+            ceiling_low, ceiling = rsa_ceiling(brain_rdms[region.rows], compare)
+        else:
+            ceiling_low, ceiling = float("nan"), split_half.get((region.subject, region.name), float("nan"))
+        for k in range(len(model_rdms)):
+            scores.append(
+                Score(
+                    model=models[k],
+                    layer=layers[k],
+                    dataset=str(getattr(brain, "name", "")),
+                    subject=region.subject,
+                    region=region.name,
+                    metric=compare,
+                    score=float(observed[r, k]),
+                    ceiling=ceiling,
+                    ceiling_low=ceiling_low,
+                    ci_low=float(low[r, k]),
+                    ci_high=float(high[r, k]),
+                    p=float(p[r, k]),
+                    n_units=int(n_units[region.rows].sum()),
+                    n_stimuli=brain_rdms.n_stimuli,
+                    formula=_formula(model_rdms.method or "rdm", compare, bootstrap, permutations),
+                    seed=int(seed) if isinstance(seed, (int, np.integer)) else None,
+                )
+            )
+    evidence = Evidence(
+        rdms=RDMs.concatenate([model_rdms, brain_rdms]),
+        thumbnails=thumbnails(brain_rdms.stimuli, brain_rdms.stimulus_ids),
+        provenance={
+            "analysis": "rsa",
+            "rdm": rdm,
+            "compare": compare,
+            "bootstrap": bootstrap,
+            "permutations": permutations,
+            "by": by,
+            "seed": seed if isinstance(seed, (int, np.integer)) else repr(seed),
+        },
+    )
+    return tabulate(scores, evidence)
+
+
+def thumbnails(stimuli: Any, ids: Sequence[str], size: int = 48, most: int = 200) -> np.ndarray | None:
+    """Small pictures of the stimuli `ids`, in that order, for the figures of a report.
+
+    Returns
+    -------
+    ndarray of uint8, shape (stimulus, size, size, 3), or None
+        None where `stimuli` has no images, or where there are more than `most` to show.
+    """
+    if getattr(stimuli, "kind", None) != "image" or not hasattr(stimuli, "images") or len(ids) > most:
+        return None
+    return np.asarray(stimuli.images(ids=list(ids), size=size))
+
+
+@dataclass(frozen=True)
+class _Region:
+    """Replicates of one region: rows of the stack of brain RDMs."""
+
+    name: str
+    subject: str
+    rows: np.ndarray
+
+
+def _regions(brain_rdms: RDMs, by: str) -> list[_Region]:
+    regions = []
+    names = brain_rdms.table["region"]
+    for name in names.unique():
+        rows = np.flatnonzero(names == name)
+        subject = brain_rdms.table["subject"].iloc[rows[0]] if len(rows) == 1 else f"group of {len(rows)}"
+        regions.append(_Region(name, subject, rows))
+    return regions
+
+
+def _brain_rdms(brain: Any, method: str, by: str) -> tuple[RDMs, np.ndarray]:
+    """One RDM per subject and region, with the columns kind, region, subject and label; units behind each."""
+    if isinstance(brain, RDMs):
+        known = [column for column in (by, "subject") if column in brain.table]
+        if by not in known and by != "region":
+            raise ValueError(unknown("by", by, brain.table.columns))
+        found = brain.mean(by=known) if "subject" in known else brain
+    elif hasattr(brain, "average_repeats"):
+        found = recording_rdms(brain, method, by)
+    else:
+        raise ValueError(f"brain is a {type(brain).__name__}; expected a Recording or RDMs.")
+    table = found.table
+    n_units = table["n_units"].to_numpy() if "n_units" in table else np.zeros(len(table), int)
+    region = _text(table, by, "")
+    subject = _text(table, "subject" if "subject" in table else "label", "")
+    labels = [
+        " ".join(filter(None, pair)) or f"brain {k + 1}"
+        for k, pair in enumerate(zip(region, subject, strict=True))
+    ]
+    described = pd.DataFrame({"kind": "brain", "region": region, "subject": subject, "label": labels})
+    return RDMs(found.vectors, found.stimulus_ids, described, found.method, found.stimuli), n_units
+
+
+def _model_rdms(features: Any, method: str, stimulus_ids: Sequence[str]) -> RDMs:
+    """RDMs of all models over these stimuli, with the columns kind, model, layer and label."""
+    if isinstance(features, (list, tuple)):
+        if not features:
+            raise ValueError("features is an empty list; give at least one model's Features or RDMs.")
+        return RDMs.concatenate([_model_rdms(one, method, stimulus_ids) for one in features])
+    if isinstance(features, RDMs):
+        found = features.reorder(stimulus_ids)
+    elif hasattr(features, "layers") and hasattr(features, "stimulus_ids"):
+        found = features_rdms(features, method, stimulus_ids)
+    else:
+        raise ValueError(
+            f"features is a {type(features).__name__}; expected Features, model RDMs, or a list of these. "
+            "An array becomes RDMs with align.rdm, which then need the brain's stimulus ids."
+        )
+    table = found.table
+    layer = _text(table, "layer", "")
+    fallback = (
+        _text(table, "label", "") if "label" in table else [f"model {k + 1}" for k in range(len(table))]
+    )
+    model = _text(table, "model", "") if "model" in table else fallback
+    labels = [" ".join(filter(None, pair)) for pair in zip(model, layer, strict=True)]
+    described = pd.DataFrame({"kind": "model", "model": model, "layer": layer, "label": labels})
+    return RDMs(found.vectors, found.stimulus_ids, described, found.method)
+
+
+def _text(table: pd.DataFrame, column: str, default: str) -> list[str]:
+    return table[column].astype(str).tolist() if column in table else [default] * len(table)
+
+
+def _split_half_ceilings(
+    brain: Any, single: RDMs, method: str, compare: str, by: str, rng: np.random.Generator
+) -> dict[tuple[str, str], float]:
+    """Ceiling per (subject, region) of `single` from RDMs of random halves of the repeats; see `rsa`."""
+    ceilings: dict[tuple[str, str], float] = {}
+    if isinstance(brain, RDMs):
+        return ceilings
+    for subject, table in single.table.groupby("subject", sort=False):
+        recording = brain.select(subject=subject)
+        groups = {region: units for _, region, units in unit_groups(recording, by)}
+        agreement = np.full((N_SPLITS, len(table)), np.nan)
+        for split in agreement:
+            try:
+                halves = recording.split_halves(seed=int(rng.integers(2**31)))
+            except ValueError:  # nothing was repeated
+                break
+            for k, region in enumerate(table["region"]):
+                one, other = (
+                    dissimilarities(unit_responses(half, groups[region]), method)
+                    .vector[None]
+                    .astype(np.float64)
+                    for half in halves
+                )
+                split[k] = similarities(one, other, compare)[0, 0]
+        for region, r in zip(table["region"], agreement.mean(0), strict=True):
+            ceilings[str(subject), region] = float(np.sqrt(2 * r / (1 + r))) if r > 0 else float("nan")
+    return ceilings
+
+
+def _formula(method: str, compare: str, bootstrap: int, permutations: int) -> str:
+    parts = [f"rsa-{method}-{compare}-1: mean over subjects"]
+    if bootstrap:
+        parts.append("ci: bootstrap over stimuli")
+    if permutations:
+        parts.append("p: stimulus-label permutation")
+    return "; ".join(parts)

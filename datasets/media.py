@@ -1,0 +1,116 @@
+"""Images and sounds as they are stored, turned into arrays of one convention; how their files are named."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+
+
+def is_image_file(path: Path) -> bool:
+    """Whether a file is an image by its suffix, and neither hidden nor left behind by macOS."""
+    hidden = any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
+    return not hidden and path.suffix.lower() in IMAGE_SUFFIXES
+
+
+def short_names(paths: Sequence[Path]) -> list[str]:
+    """Shortest names that tell files apart: stem, path without suffix, whole path."""
+    for names in ([path.stem for path in paths], [path.with_suffix("").as_posix() for path in paths]):
+        if len(set(names)) == len(names):
+            return names
+    return [path.as_posix() for path in paths]
+
+
+def existing_files(entries: Sequence[str | Path], argument: str) -> list[Path]:
+    """Paths of files that are all there."""
+    files = [Path(entry) for entry in entries]
+    absent = [path for path in files if not path.is_file()]
+    if absent:
+        raise FileNotFoundError(f"{len(absent)} of {len(files)} files of {argument} are absent, first {absent[0]}.")
+    return files
+
+
+def check_channels(shape: tuple[int, ...], argument: str) -> None:
+    """Refuse an image that is neither (height, width, 3) nor (height, width)."""
+    if len(shape) == 2 or (len(shape) == 3 and shape[-1] == 3):
+        return
+    first = len(shape) == 3 and shape[0] in (1, 3)
+    mend = " Move the channels last with transpose(0, 2, 3, 1)." if first else ""
+    raise ValueError(f"an image of {argument} has shape {shape}; expected (height, width, 3) or (height, width).{mend}")
+
+
+def as_uint8(images: np.ndarray, argument: str) -> np.ndarray:
+    """Images as uint8; floats within [0, 1] are scaled, anything else is refused."""
+    if images.dtype == np.uint8:
+        return images
+    found = str(images.dtype)
+    if np.issubdtype(images.dtype, np.floating):
+        low, high = (images.min(), images.max()) if images.size else (0, 0)
+        if low >= 0 and high <= 1:  # false for NaN
+            out = np.empty(images.shape, dtype=np.uint8)
+            for row, image in enumerate(images):  # by rows: a large stack is not held twice as float
+                out[row] = np.rint(255 * image)
+            return out
+        found += f" from {low:g} to {high:g}"
+    raise ValueError(f"{argument} is {found}; expected uint8, or floats within [0, 1].")
+
+
+def decode_image(item: bytes | np.ndarray) -> Image:
+    """PIL RGB image of an encoded file or a uint8 array; an alpha channel is dropped.
+
+    Raises
+    ------
+    ValueError
+        The bytes are no whole image.
+    """
+    from PIL import Image
+
+    if isinstance(item, np.ndarray):
+        image = Image.fromarray(item)
+    else:
+        try:
+            image = Image.open(io.BytesIO(item))
+            image.load()
+        except (OSError, SyntaxError, EOFError) as error:
+            reason = str(error).partition("<")[0].strip()
+            raise ValueError(f"{len(item)} bytes are not a whole image: {reason}") from error
+    if image.mode.startswith("I"):
+        # 16-bit grey: PIL would clip at 255 where the upper byte is meant.
+        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def decode_sound(item: bytes | tuple[np.ndarray, int]) -> tuple[np.ndarray, int]:
+    """Samples as float32 within [-1, 1] and sampling rate in hertz of a wav file or of stored samples.
+
+    Integers are divided by full scale; unsigned 8-bit, as wav files hold it, is centred first.
+
+    Raises
+    ------
+    ValueError
+        The bytes are no wav file.
+    """
+    if isinstance(item, bytes):
+        from scipy.io import wavfile
+
+        try:
+            rate, samples = wavfile.read(io.BytesIO(item))
+        except (ValueError, EOFError) as error:
+            raise ValueError(f"{len(item)} bytes are not a whole wav file: {error}") from error
+    else:
+        samples, rate = item
+    if samples.dtype == np.uint8:
+        return (samples.astype(np.float32) - 128) / 128, int(rate)
+    if np.issubdtype(samples.dtype, np.integer):
+        return samples.astype(np.float32) / np.float32(2 ** (8 * samples.dtype.itemsize - 1)), int(rate)
+    return samples.astype(np.float32), int(rate)

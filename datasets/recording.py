@@ -1,0 +1,523 @@
+"""The noun `Recording`: responses to discrete presentations of stimuli, repeats kept apart."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from scipy.sparse import csr_array
+
+from . import storage
+from .axes import presentation_table, time_points, time_window, unit_table
+from .errors import unknown
+from .selection import group_folds, holdout, linked_groups, positions, select_rows
+from .stimuli import StimulusSet
+from .timeseries import TimeSeries
+
+if TYPE_CHECKING:
+    import xarray
+
+__all__ = ["Recording", "TimeSeries"]
+
+# Values per block of units when a recording is passed through once: 128 MiB of float64.
+_BLOCK = 2**24
+
+
+class Recording:
+    """Responses of units to presentations of stimuli.
+
+    Parameters
+    ----------
+    responses : array (presentation, unit) or (presentation, unit, time)
+        numpy array, memory map or h5py.Dataset; kept as given, neither loaded nor copied. NaN marks what was
+        not recorded.
+    presentations : pandas.DataFrame
+        One row per presentation. Column ``stimulus`` (id) is required; ``repeat`` (0, 1, ... per stimulus) is
+        filled in; ``session``, ``run``, ``subject``, ``split`` and any others are optional.
+    units : pandas.DataFrame
+        One row per unit (voxel, neuron, electrode). ``unit`` (0, 1, ...), ``subject`` ("1") and ``region``
+        ("all") are filled in; ``ncsnr``, ``hemisphere``, ``x``, ``y``, ``z`` and any others are optional.
+    times : array (time,), optional
+        Seconds; needed by, and only by, responses with a time axis.
+    stimuli : StimulusSet, optional
+        Holds every stimulus that was presented.
+    name : str
+    truth : object, optional
+        What a simulated recording was made from; it belongs to the whole, not to parts of it.
+    info : mapping, optional
+        Citation, licence and other remarks.
+
+    Raises
+    ------
+    ValueError
+        Shapes that contradict each other, or presentations of stimuli that are not in `stimuli`.
+
+    Notes
+    -----
+    Immutable by convention: every method returns a new object.
+    """
+
+    def __init__(
+        self,
+        responses: Any,
+        presentations: pd.DataFrame,
+        units: pd.DataFrame,
+        times: Any = None,
+        stimuli: StimulusSet | None = None,
+        name: str = "",
+        truth: Any = None,
+        info: Mapping[str, Any] | None = None,
+    ):
+        if not hasattr(responses, "shape"):
+            responses = np.asarray(responses)
+        shape = tuple(responses.shape)
+        if len(shape) not in (2, 3):
+            raise ValueError(
+                f"responses has shape {shape}; expected (presentation, unit) or (presentation, unit, time)."
+            )
+        if np.dtype(responses.dtype).kind not in "biuf":
+            raise ValueError(f"responses are {responses.dtype}; expected real numbers.")
+        if 0 in shape:
+            raise ValueError(f"responses has shape {shape}: nothing is in it.")
+        for argument, table, n in (("presentations", presentations, shape[0]), ("units", units, shape[1])):
+            if len(table) != n:
+                raise ValueError(f"{argument} has {len(table)} rows; responses {shape} needs {n}.")
+        if (times is None) != (len(shape) == 2):
+            found = "no times" if times is None else "times"
+            raise ValueError(
+                f"responses has shape {shape} and {found} were given: a third axis needs times, two axes take none."
+            )
+        self.responses = responses
+        self.presentations = presentation_table(presentations, stimuli)
+        self.units = unit_table(units)
+        self.times: np.ndarray | None = None if times is None else time_points(times, shape[2])
+        self.stimuli = stimuli
+        self.name = name
+        self.truth = truth
+        self.info: dict[str, Any] = dict(info or {})
+
+    def __repr__(self) -> str:
+        title = f" {self.name!r}" if self.name else ""
+        n_stimuli = self.presentations["stimulus"].nunique()
+        parts = [f"{self.n_presentations} presentations of {n_stimuli} stimuli", f"{self.n_units} units"]
+        for column in ("subject", "region"):
+            names = [str(one) for one in self.units[column].unique()]
+            parts.append(f"{column} {', '.join(names[:6])}{', ...' if len(names) > 6 else ''}")
+        if self.times is not None:
+            parts.append(f"{len(self.times)} times from {self.times[0]:g} to {self.times[-1]:g} s")
+        return f"<Recording{title}: {'; '.join(parts)}>"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"responses": storage.portable(self.responses)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if isinstance(self.responses, storage.OnDisk):
+            self.responses = self.responses.open()
+
+    # --------------------------------------------------------------------------------------------- reading
+
+    @property
+    def n_presentations(self) -> int:
+        return int(self.responses.shape[0])
+
+    @property
+    def n_units(self) -> int:
+        return int(self.responses.shape[1])
+
+    @property
+    def is_time_resolved(self) -> bool:
+        return self.times is not None
+
+    def read(self, units: Any = None, presentations: Any = None) -> np.ndarray:
+        """Responses in memory, in the order asked for.
+
+        Parameters
+        ----------
+        units, presentations : slice, mask or index array, optional
+            Default all.
+
+        Returns
+        -------
+        ndarray of float32 (float64 where the recording holds that), shape (presentation, unit[, time])
+            Possibly a view: do not write into it.
+        """
+        rows = positions(presentations, self.n_presentations, "presentations")
+        columns = positions(units, self.n_units, "units")
+        return storage.read_block(self.responses, rows, columns).astype(self._dtype, copy=False)
+
+    def unit_blocks(self, size: int) -> Iterator[tuple[slice, np.ndarray]]:
+        """Pass through the recording by blocks of at most `size` units: (slice of units, responses)."""
+        if size < 1:
+            raise ValueError(f"size={size!r} units per block; expected at least 1.")
+        for start in range(0, self.n_units, size):
+            block = slice(start, min(start + size, self.n_units))
+            yield block, self.read(units=block)
+
+    @property
+    def _dtype(self) -> type:
+        return np.float64 if self.responses.dtype == np.float64 else np.float32
+
+    @property
+    def _block_size(self) -> int:
+        depth = 1 if self.times is None else len(self.times)
+        return max(1, _BLOCK // (self.n_presentations * depth))
+
+    def _with(self, **changes: Any) -> Recording:
+        names = ("responses", "presentations", "units", "times", "stimuli", "name", "truth", "info")
+        return Recording(**({name: getattr(self, name) for name in names} | changes))
+
+    # ------------------------------------------------------------------------------------------- selection
+
+    def select(self, time: tuple[float | None, float | None] | None = None, **criteria: Any) -> Recording:
+        """The part of the recording that meets all criteria.
+
+        Parameters
+        ----------
+        time : (start, stop), optional
+            Seconds, both included; None leaves an end open.
+        **criteria
+            Column of `units` or `presentations` with a value or a list of values: ``region="V4"``,
+            ``subject=["1", "2"]``, ``session=3``, ``split="test"``, ``stimulus=[...]``. A column of both
+            tables applies to both.
+
+        Returns
+        -------
+        Recording
+            In the order of this one; only the selected part of an array on disk is read. `stimuli` is
+            narrowed to those still presented where presentations were left out.
+
+        Raises
+        ------
+        ValueError
+            An unknown column or value (with the nearest known ones), or nothing left.
+        """
+        rows = select_rows(criteria, {"presentations": self.presentations, "units": self.units})
+        within = slice(None)
+        if time is not None:
+            if self.times is None:
+                raise ValueError("time= needs a recording with a time axis; this one has none.")
+            within = time_window(self.times, *time)
+        return self._take(rows["presentations"], rows["units"], within)
+
+    def _take(self, rows: np.ndarray, columns: np.ndarray | None = None, within: slice = slice(None)) -> Recording:
+        columns = np.arange(self.n_units) if columns is None else columns
+        whole = len(rows) == self.n_presentations and len(columns) == self.n_units
+        responses = self.responses if whole else storage.read_block(self.responses, rows, columns)
+        times = self.times
+        if times is not None and within != slice(None):
+            responses, times = responses[:, :, within], times[within]
+        presentations = self.presentations.iloc[rows]
+        return self._with(
+            responses=responses,
+            presentations=presentations,
+            units=self.units.iloc[columns],
+            times=times,
+            stimuli=self.stimuli if len(rows) == self.n_presentations else self._presented(presentations),
+        )
+
+    def _presented(self, presentations: pd.DataFrame) -> StimulusSet | None:
+        """The stimuli narrowed to those presented, in their order."""
+        if self.stimuli is None:
+            return None
+        presented = set(presentations["stimulus"])
+        if len(presented) == len(self.stimuli):
+            return self.stimuli
+        return self.stimuli.select([one for one in self.stimuli if one in presented])
+
+    # ------------------------------------------------------------------------------------------- averaging
+
+    def average_repeats(self) -> Recording:
+        """Mean over the repeats of each stimulus, unit by unit and time by time, ignoring NaN.
+
+        Returns
+        -------
+        Recording
+            One presentation per stimulus, in the order of `stimuli` (without them, of first appearance), with
+            ``n_repeats``: presentations with any finite response. Columns of `presentations` that do not vary
+            within a stimulus are kept. Stimuli without a finite response are left out with one warning.
+        """
+        code, order = self._stimulus_codes()
+        [mean], valid = self._averages([_rows_of(code, len(order))])
+        return self._averaged(mean, code, order, valid)
+
+    def split_halves(self, seed: int | np.random.Generator = 0) -> tuple[Recording, Recording]:
+        """Means over two disjoint random halves of the repeats of each stimulus.
+
+        An odd repeat goes to either half at random. Stimuli with fewer than two valid repeats (presentations
+        with any finite response) are in neither half.
+
+        Returns
+        -------
+        first, second : Recording
+            The same stimuli in the same order, as :meth:`average_repeats` gives them.
+
+        Raises
+        ------
+        ValueError
+            No stimulus has two valid repeats.
+        """
+        code, order = self._stimulus_codes()
+        valid = self._valid_presentations()
+        rng = np.random.default_rng(seed)
+        half = np.full(self.n_presentations, -1)
+        for rows in _split_by(code, len(order)):
+            rows = rng.permutation(rows[valid[rows]])
+            if len(rows) >= 2:
+                half[rows] = (np.arange(len(rows)) + rng.integers(2)) % 2
+        if (half < 0).all():
+            most = int(np.bincount(code[valid]).max(initial=0))
+            raise ValueError(
+                f"split_halves needs two valid repeats of a stimulus; these {len(order)} stimuli have {most} "
+                "at most. A recording that was averaged cannot be split: use the one with its repeats."
+            )
+        kept = np.unique(code[half >= 0])
+        place = np.full(len(order), -1)
+        place[kept] = np.arange(len(kept))
+        names = [order[one] for one in kept]
+        codes = [np.where(half == one, place[code], -1) for one in (0, 1)]
+        means, _ = self._averages([_rows_of(part, len(kept)) for part in codes])
+        first, second = (self._averaged(mean, part, names, valid) for mean, part in zip(means, codes, strict=True))
+        return first, second
+
+    def average_time(self, start: float | None = None, stop: float | None = None) -> Recording:
+        """Recording of the mean over a time window (seconds, both ends included), ignoring NaN."""
+        if self.times is None:
+            raise ValueError("average_time needs a recording with a time axis; this one has none.")
+        within = time_window(self.times, start, stop)
+        mean = np.empty((self.n_presentations, self.n_units), dtype=self._dtype)
+        for block, values in self.unit_blocks(self._block_size):
+            window = values[:, :, within].astype(np.float64)
+            finite = np.isfinite(window)
+            with np.errstate(invalid="ignore"):
+                mean[:, block] = np.where(finite, window, 0).sum(axis=2) / finite.sum(axis=2)
+        seconds = [float(self.times[within][0]), float(self.times[within][-1])]
+        return self._with(responses=mean, times=None, info=self.info | {"time_window": seconds})
+
+    def _stimulus_codes(self) -> tuple[np.ndarray, list[str]]:
+        """Stimulus of each presentation as a number, and the stimuli in the order of those numbers."""
+        names = self.presentations["stimulus"]
+        presented = self._presented(self.presentations)
+        order = list(names.unique()) if presented is None else list(presented)
+        return pd.Index(order, dtype=object).get_indexer(pd.Index(names, dtype=object)), order
+
+    def _averages(self, members: list[csr_array]) -> tuple[list[np.ndarray], np.ndarray]:
+        """Means over sets of presentations, in one pass through the responses.
+
+        Parameters
+        ----------
+        members : list of sparse (row, presentation)
+            Ones where a presentation belongs to an averaged row.
+
+        Returns
+        -------
+        means : list of ndarray, shape (row, unit[, time])
+        valid : ndarray of bool, shape (presentation,)
+            Presentations with any finite response.
+        """
+        depth = self.responses.shape[2:]
+        means = [np.empty((each.shape[0], self.n_units, *depth), dtype=self._dtype) for each in members]
+        valid = np.zeros(self.n_presentations, dtype=bool)
+        for block, values in self.unit_blocks(self._block_size):
+            flat = values.reshape(self.n_presentations, -1).astype(np.float64)
+            finite = np.isfinite(flat)
+            valid |= finite.any(axis=1)
+            complete = bool(finite.all())
+            if not complete:
+                flat = np.where(finite, flat, 0)
+            for mean, each in zip(means, members, strict=True):
+                count = each.sum(axis=1)[:, None] if complete else each @ finite.astype(np.float64)
+                with np.errstate(invalid="ignore"):
+                    mean[:, block] = ((each @ flat) / count).reshape(mean.shape[0], -1, *depth)
+        return means, valid
+
+    def _averaged(self, mean: np.ndarray, code: np.ndarray, order: list[str], valid: np.ndarray) -> Recording:
+        """A recording of means; `code` is the averaged row of each presentation, -1 for none."""
+        used = code >= 0
+        table = self.presentations[used]
+        # Averaging an average again leaves the number of repeats behind it as it was.
+        weight = self.presentations.get("n_repeats", pd.Series(1, index=self.presentations.index)).to_numpy()
+        n_repeats = np.bincount(code[used], weights=(weight * valid)[used], minlength=len(order)).astype(int)
+        first = table.assign(code=code[used]).drop_duplicates("code").set_index("code").sort_index()
+        varying = self.presentations.groupby("stimulus").nunique(dropna=False).gt(1).any()
+        kept = [column for column in table.columns if column != "repeat" and not varying.get(column, False)]
+        presentations = first[kept].assign(n_repeats=n_repeats).reset_index(drop=True)
+        stimuli = self._presented(presentations)
+        silent = n_repeats == 0
+        if silent.any():
+            warnings.warn(
+                f"{int(silent.sum())} of {len(order)} stimuli have no finite response and are left out.",
+                stacklevel=3,
+            )
+            if silent.all():
+                raise ValueError("responses hold no finite value: there is nothing to average.")
+            mean, presentations = mean[~silent], presentations[~silent]
+            stimuli = self._presented(presentations)
+        return self._with(responses=mean, presentations=presentations, stimuli=stimuli)
+
+    def _valid_presentations(self) -> np.ndarray:
+        """Presentations with any finite response."""
+        if np.dtype(self.responses.dtype).kind != "f":
+            return np.ones(self.n_presentations, dtype=bool)
+        valid = np.zeros(self.n_presentations, dtype=bool)
+        for _, values in self.unit_blocks(self._block_size):
+            valid |= np.isfinite(values.reshape(self.n_presentations, -1)).any(axis=1)
+        return valid
+
+    # ------------------------------------------------------------------------------------------- splitting
+
+    def train_test(
+        self, test: float | None = None, seed: int | np.random.Generator = 0, groups: Any = None
+    ) -> tuple[Recording, Recording]:
+        """Two recordings without a stimulus in common.
+
+        Parameters
+        ----------
+        test : float, optional
+            Fraction of the presentations to hold out. Default: the dataset's own split where `presentations`
+            has a column ``split`` with "train" and "test" (rows with another value are in neither), else 0.2.
+        seed : int or numpy Generator
+        groups : str or array (presentation,), optional
+            Column of `presentations`, or labels, that are kept together as stimuli are.
+
+        Raises
+        ------
+        ValueError
+            The dataset's own split has a stimulus on both sides, or too few stimuli to split.
+        """
+        if test is None and "split" in self.presentations.columns:
+            split = self.presentations["split"]
+            sides = [np.flatnonzero(split == side) for side in ("train", "test")]
+            if all(len(side) for side in sides):
+                names = self.presentations["stimulus"]
+                shared = sorted(set(names[sides[0]]) & set(names[sides[1]]))
+                if shared:
+                    raise ValueError(
+                        f"{len(shared)} stimuli are in train and in test, first {shared[0]!r}; "
+                        "give test=0.2 to split anew."
+                    )
+                return self._take(sides[0]), self._take(sides[1])
+            raise ValueError(
+                f"the column split holds {sorted(split.astype(str).unique())}; expected 'train' and 'test'. "
+                "Give test=0.2 to split anew."
+            )
+        held = holdout(self._groups(groups), 0.2 if test is None else test, seed)
+        return self._take(np.flatnonzero(~held)), self._take(np.flatnonzero(held))
+
+    def folds(
+        self, n: int = 5, seed: int | np.random.Generator = 0, groups: Any = None
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Shuffled folds of the presentations, no stimulus (or group) in both parts, as equal as possible.
+
+        Returns
+        -------
+        list of (train, test)
+            Ascending row positions of presentations.
+        """
+        return group_folds(self._groups(groups), n, seed)
+
+    def _groups(self, groups: Any) -> np.ndarray:
+        """Presentations that must stay together: same stimulus, or linked through the same group."""
+        stimulus = self.presentations["stimulus"].to_numpy()
+        if groups is None:
+            return linked_groups(stimulus)
+        if isinstance(groups, str):
+            if groups not in self.presentations.columns:
+                raise ValueError(unknown("groups", groups, self.presentations.columns))
+            groups = self.presentations[groups]
+        labels = np.asarray(groups)
+        if labels.shape != (self.n_presentations,):
+            raise ValueError(
+                f"groups has shape {labels.shape}; expected one label for each of the "
+                f"{self.n_presentations} presentations."
+            )
+        return linked_groups(stimulus, labels)
+
+    # --------------------------------------------------------------------------------------------- storage
+
+    def save(self, path: str | Path) -> None:
+        """Write everything, stimuli included, to one HDF5 file, which replaces an older one once it is whole.
+
+        `truth` is kept where it is a dict of arrays, tables, numbers and strings; else it is left out with a
+        warning.
+        """
+        with storage.new_hdf5(path, "Recording") as file:
+            file.attrs["name"] = self.name
+            file.attrs["info"] = json.dumps(self.info, default=str)
+            storage.write_responses(file, self.responses)
+            storage.write_table(file, "presentations", self.presentations)
+            storage.write_table(file, "units", self.units)
+            if self.times is not None:
+                file["times"] = self.times
+            if self.stimuli is not None:
+                storage.write_stimuli(file, self.stimuli)
+            if self.truth is not None:
+                left_out = ["truth"]
+                if isinstance(self.truth, Mapping):
+                    left_out = storage.write_nested(file, "truth", self.truth)
+                if left_out:
+                    names = ", ".join(left_out)
+                    warnings.warn(f"{path}: not saved, as HDF5 cannot hold it: {names}.", stacklevel=2)
+
+    @classmethod
+    def load(cls, path: str | Path, lazy: bool = False) -> Recording:
+        """Read what :meth:`save` wrote.
+
+        Parameters
+        ----------
+        path : path
+        lazy : bool
+            Leave responses and image arrays in the file and read them by blocks; the file must stay as it is.
+
+        Raises
+        ------
+        FileNotFoundError
+        ValueError
+            The file was cut off, or is not a saved Recording.
+        """
+        with storage.saved(path, "Recording", lazy) as file:
+            return cls(
+                file["responses"] if lazy else file["responses"][()],
+                storage.read_table(file["presentations"]),
+                storage.read_table(file["units"]),
+                times=file["times"][()] if "times" in file else None,
+                stimuli=storage.read_stimuli(file["stimuli"], lazy) if "stimuli" in file else None,
+                name=str(file.attrs["name"]),
+                truth=storage.read_nested(file["truth"]) if "truth" in file else None,
+                info=json.loads(file.attrs["info"]),
+            )
+
+    def to_xarray(self) -> xarray.DataArray:
+        """A DataArray with dims presentation, unit (, time) and one 1-D coordinate per table column.
+
+        A column that stands in both tables is called ``presentation_<column>`` on the presentations. Stimuli
+        and truth are not part of it.
+        """
+        from .labelled import to_xarray
+
+        axes = {"presentation": self.presentations, "unit": self.units}
+        return to_xarray(self.read(), axes, self.times, self.name, self.info)
+
+    @classmethod
+    def from_xarray(cls, array: xarray.DataArray, stimuli: StimulusSet | None = None) -> Recording:
+        """The recording in a DataArray as :meth:`to_xarray` makes it."""
+        from .labelled import from_xarray
+
+        values, axes, times, name, info = from_xarray(array, ("presentation", "unit"))
+        return cls(values, axes["presentation"], axes["unit"], times, stimuli, name, info=info)
+
+
+def _rows_of(code: np.ndarray, n: int) -> csr_array:
+    """Sparse (row, presentation) matrix of ones; code -1 belongs to no row."""
+    used = np.flatnonzero(code >= 0)
+    return csr_array((np.ones(len(used)), (code[used], used)), shape=(n, len(code)))
+
+
+def _split_by(code: np.ndarray, n: int) -> list[np.ndarray]:
+    """Positions of each code, ascending."""
+    return np.split(np.argsort(code, kind="stable"), np.cumsum(np.bincount(code, minlength=n))[:-1])

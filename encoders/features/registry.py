@@ -1,0 +1,227 @@
+"""Which models there are, and how a name becomes a model that is ready to read stimuli."""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ...datasets.errors import unknown
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from ...datasets.stimuli import StimulusSet
+
+UNTRAINED = "-untrained"
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What is known of a model before it is built.
+
+    Attributes
+    ----------
+    name, title, citation, licence, modality : str
+    source : str
+        Where the weights come from.
+    layers : tuple of str
+        Layers that stand for the model when none are named.
+    weights : str
+        Pattern of the file with the weights; empty for a model that has none.
+    folders : tuple of str
+        Folders below ``NEURALIGN_DATA`` in which the weights are looked for when no path is given.
+    """
+
+    name: str
+    title: str
+    citation: str
+    licence: str
+    modality: str
+    source: str
+    layers: tuple[str, ...] = ()
+    weights: str = ""
+    folders: tuple[str, ...] = ()
+
+
+class Inputs(Protocol):
+    """Preprocessing: how stimuli become what the module reads."""
+
+    def batches(self, stimuli: StimulusSet, size: int) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
+        """Positions and keyword or positional inputs (key ``"x"``) of each batch."""
+        ...
+
+    def spec(self) -> Mapping[str, Any]:
+        """Every constant that the features depend on, as plain values."""
+        ...
+
+    def digest(self, stimuli: StimulusSet) -> str:
+        """Hash of what is read from the stimuli."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A module with its preprocessing.
+
+    Attributes
+    ----------
+    name : str
+        As it stands in tables.
+    module : torch.nn.Module
+        In evaluation mode.
+    inputs : Inputs
+        Preprocessing.
+    layers : tuple of str
+        Default layers; empty to take the blocks of the module.
+    pool : {"mean", None}
+        What `extract` does with tokens when no reduction is named: sentences differ in length, so text models
+        average, image models keep every position.
+    card : ModelCard or None
+    """
+
+    name: str
+    module: nn.Module
+    inputs: Inputs
+    layers: tuple[str, ...] = ()
+    pool: str | None = None
+    card: ModelCard | None = field(default=None, repr=False)
+
+
+Builder = Callable[[Path | None, bool, int], Model]  # weights, untrained, seed
+
+_BUILDERS: dict[str, tuple[ModelCard, Builder]] = {}
+_SHIPPED = ("controls", "cifar_resnet")
+
+
+def register_model(card: ModelCard) -> Callable[[Builder], Builder]:
+    """Decorator that adds a model: a function of (weights, untrained, seed) that returns a `Model`."""
+
+    def add(builder: Builder) -> Builder:
+        _BUILDERS[card.name] = (card, builder)
+        return builder
+
+    return add
+
+
+@cache
+def _load_shipped() -> None:
+    for module in _SHIPPED:
+        importlib.import_module(f".{module}", __package__)
+    for entry in entry_points(group="neuralign.models"):
+        try:
+            entry.load()
+        except Exception as error:  # another package's fault must not take ours down
+            warnings.warn(f"models of {entry.value} were not loaded: {error}", stacklevel=3)
+
+
+def model_cards() -> list[ModelCard]:
+    """Cards of every registered model, by name."""
+    _load_shipped()
+    return [card for _, (card, _) in sorted(_BUILDERS.items())]
+
+
+def load_model(
+    model: str | Model | nn.Module,
+    weights: str | Path | None = None,
+    untrained: bool = False,
+    seed: int = 0,
+    preprocess: Callable[[Any], torch.Tensor] | None = None,
+) -> Model:
+    """Build a model from its name.
+
+    Parameters
+    ----------
+    model : str, Model or torch.nn.Module
+        A registered name (``neuralign models``), with ``-untrained`` at its end for a randomly initialised copy;
+        ``package.module:factory``, a function that returns a module or a pair (module, preprocess);
+        ``transformers:NAME``, or a local folder with a ``config.json``, for whatever transformers can load;
+        or a module itself.
+    weights : path, optional
+        File, or folder that holds the file, with the weights. Default: the model's folder below the environment
+        variable ``NEURALIGN_DATA``.
+    untrained : bool
+        Random initialisation instead of the weights.
+    seed : int
+        Of the random initialisation.
+    preprocess : callable, optional
+        From a PIL image to a tensor (channel, height, width), for a module or factory that brings none.
+
+    Returns
+    -------
+    Model
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown; the message lists the nearest names.
+    FileNotFoundError
+        If the weights are not there; the message says where they come from.
+    """
+    from . import vision
+
+    if isinstance(model, Model):
+        return model
+    if isinstance(model, str) and model.endswith(UNTRAINED):
+        model, untrained = model.removesuffix(UNTRAINED), True
+    path = None if weights is None else Path(weights)
+    _load_shipped()
+    if not isinstance(model, str):
+        built = vision.from_module(model, preprocess, type(model).__name__, untrained, seed)
+    elif model in _BUILDERS:
+        card, builder = _BUILDERS[model]
+        built = builder(path, untrained, seed)
+        built = replace(built, card=card, layers=built.layers or card.layers)
+    elif model.startswith("transformers:") or (Path(model) / "config.json").is_file():
+        from .pretrained import from_transformers
+
+        built = from_transformers(model.removeprefix("transformers:"), untrained, seed)
+    elif ":" in model:
+        built = vision.from_factory(model, preprocess, untrained, seed)
+    else:
+        raise ValueError(
+            unknown(
+                "model",
+                model,
+                sorted(_BUILDERS),
+                "Give a registered name, package.module:factory, transformers:NAME or a folder with config.json.",
+            )
+        )
+    return replace(built, name=built.name + UNTRAINED) if untrained and _has_weights(built) else built
+
+
+def controls_of(models: Iterable[str], kind: str) -> list[str]:
+    """What a model must beat to say something: the raw pixels of images, and the same network without training."""
+    models = list(models)
+    controls = ["pixels"] if kind == "image" else []
+    for name in models:
+        plain = name in _BUILDERS and not _BUILDERS[name][0].weights
+        if not plain and not name.endswith(UNTRAINED):
+            controls.append(name + UNTRAINED)
+    return [name for name in controls if name not in models]
+
+
+def _has_weights(model: Model) -> bool:
+    return next(iter(model.module.parameters()), None) is not None
+
+
+def find_weights(card: ModelCard, weights: Path | None, root: Path | None) -> Path:
+    """The file of a model's weights, given a file, a folder or nothing but the root of the data."""
+    places: Iterable[Path] = [weights] if weights else [root / f for f in card.folders] if root else []
+    for place in places:
+        if place.is_file():
+            return place
+        found = sorted(place.rglob(card.weights)) if place.is_dir() else []
+        if found:
+            return found[0]
+    where = str(weights) if weights else "NEURALIGN_DATA" if root is None else str(root)
+    raise FileNotFoundError(
+        f"weights={where}: no file {card.weights} of {card.name} there. Get it from {card.source} and pass "
+        f"weights= (--weights) with its file or folder, or take '{card.name}{UNTRAINED}'."
+    )

@@ -1,0 +1,137 @@
+"""Features: one array per layer, found again by what they were computed from and never by a name."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...datasets.errors import unknown
+
+
+@dataclass(frozen=True, eq=False)
+class Features(Mapping):
+    """Arrays of a model's layers, rows in the order of the stimuli.
+
+    ``features["layer"]`` is (stimulus, feature), or (stimulus, token, feature) for layers that keep places or
+    tokens; it may lie on disk and is read as it is used.
+
+    Attributes
+    ----------
+    model : str
+    stimulus_ids : tuple of str
+        One per row.
+    arrays : mapping of str to ndarray
+    grids : mapping of str to (int, int)
+        Height and width of the token grid, for layers whose tokens are places of a map.
+    keys_ : mapping of str to str
+        Content hash under which each layer is stored.
+    """
+
+    model: str
+    stimulus_ids: tuple[str, ...]
+    arrays: Mapping[str, np.ndarray]
+    grids: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    keys_: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for layer, array in self.arrays.items():
+            if len(array) != len(self.stimulus_ids):
+                raise ValueError(
+                    f"arrays[{layer!r}] has {len(array)} rows; expected one per stimulus, {len(self.stimulus_ids)}"
+                )
+
+    @property
+    def layers(self) -> list[str]:
+        """Names of the layers, in the order of computation."""
+        return list(self.arrays)
+
+    def __getitem__(self, layer: str) -> np.ndarray:
+        if layer not in self.arrays:
+            raise KeyError(unknown("layer", layer, self.arrays))
+        return self.arrays[layer]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.arrays)
+
+    def __len__(self) -> int:
+        return len(self.arrays)
+
+    def rows(self, ids: Sequence[str]) -> np.ndarray:
+        """Positions of stimuli by id; ValueError names those that are missing."""
+        position = {identifier: row for row, identifier in enumerate(self.stimulus_ids)}
+        missing = [i for i in ids if i not in position]
+        if missing:
+            raise ValueError(
+                f"features of {self.model} lack {len(missing)} of {len(ids)} stimuli (first: {missing[0]!r}); "
+                "extract them from the stimuli of this recording"
+            )
+        return np.array([position[i] for i in ids])
+
+    def __repr__(self) -> str:
+        layers = ", ".join(f"{name} {tuple(array.shape[1:])}" for name, array in self.arrays.items())
+        return f"<Features of {self.model}: {len(self.stimulus_ids)} stimuli; {layers}>"
+
+
+def cache_root(cache: str | Path | None = None) -> Path:
+    """Folder of the store: `cache`, else the environment variable NEURALIGN_CACHE, else ~/.cache/neuralign."""
+    return Path(cache or os.environ.get("NEURALIGN_CACHE") or Path.home() / ".cache" / "neuralign")
+
+
+def key_of(parts: Mapping[str, Any]) -> str:
+    """Content hash of everything that the features depend on."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+@cache
+def code_digest() -> str:
+    """Hash of the code that computes features: a changed formula is a changed key."""
+    here = Path(__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted([*here.glob("*.py"), *(here.parents[1] / "datasets").glob("filters.py")]):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+class Entry:
+    """One stored layer: ``features.npy`` beside ``entry.json``, in a folder named by the key."""
+
+    def __init__(self, root: Path, key: str) -> None:
+        self.folder = root / "features" / key[:2] / key
+
+    def read(self) -> tuple[np.ndarray, tuple[int, int] | None] | None:
+        """The array, memory-mapped, with its token grid; None if it is not there or not whole."""
+        try:
+            entry = json.loads((self.folder / "entry.json").read_text())
+            array = np.load(self.folder / "features.npy", mmap_mode="r")
+        except (OSError, ValueError):
+            return None
+        if list(array.shape) != entry["shape"]:
+            return None
+        return array, tuple(entry["grid"]) if entry["grid"] else None
+
+    def write(self, array: np.ndarray, grid: tuple[int, int] | None, parts: Mapping[str, Any]) -> None:
+        """Store an array so that a reader finds all of it or nothing."""
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(dir=self.folder.parent, prefix=".draft-"))
+        try:
+            np.save(draft / "features.npy", array)
+            entry = {"shape": list(array.shape), "grid": grid, "made_from": parts}
+            (draft / "entry.json").write_text(json.dumps(entry, default=str))
+            shutil.rmtree(self.folder, ignore_errors=True)  # an entry that is not whole
+            try:
+                draft.rename(self.folder)
+            except OSError:
+                if self.read() is None:  # not another process that was faster with the same features
+                    raise
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
