@@ -22,8 +22,7 @@ def split_half_ceiling(
     """Ceiling per unit from the agreement of two halves of the repeats, corrected to all repeats.
 
     The repeats of every stimulus are split at random into two halves, each is averaged, and the two are correlated
-    over stimuli. The correlation, averaged over splits, is brought from half to all repeats by the formula of
-    Spearman (1910) and Brown (1910), ``2 r / (1 + r)``.
+    over stimuli. The correlation, averaged over splits, is brought from half to all repeats by `full_reliability`.
 
     Parameters
     ----------
@@ -52,15 +51,43 @@ def split_half_ceiling(
     rng = np.random.default_rng(seed)
     agreement = np.zeros(brain.n_units)
     for _ in range(n_splits):
-        first, second = brain.split_halves(seed=rng)
-        agreement += _column_correlation(first.read(), second.read())
-    return _in_unit(spearman_brown(agreement / n_splits), metric)
+        halves = brain.split_halves(seed=rng)
+        agreement += _column_correlation(*(half.read() for half in halves))
+    in_halves = np.array([half.presentations["n_repeats"].to_numpy(float) for half in halves])
+    noise = (1 / in_halves).mean(1)  # left in the mean of each half, in units of one presentation's
+    return _in_unit(full_reliability(agreement / n_splits, *noise, float((1 / in_halves.sum(0)).mean())), metric)
 
 
-def spearman_brown(r: ArrayLike, factor: float = 2.0) -> np.ndarray:
-    """Reliability of `factor` times as many repeats, from reliability `r`; 0 where r is not above zero."""
+def full_reliability(r: ArrayLike, first: float, second: float, full: float) -> np.ndarray:
+    """Reliability of the mean over all repeats from the correlation of the means over two parts of them.
+
+    With noise variance x in units of the signal's, the parts correlate by
+    ``r = 1 / sqrt((1 + first x) (1 + second x))``; solved for x, the reliability of all repeats is
+    ``1 / (1 + full x)``. For equal halves that is the formula of Spearman (1910) and Brown (1910),
+    ``2 r / (1 + r)``, which is too low where the halves are not equal, as with three repeats.
+
+    Parameters
+    ----------
+    r : array_like
+        Correlation of the two parts.
+    first, second, full : float
+        One over the number of repeats in the first part, the second part and all of them, averaged over stimuli.
+
+    Returns
+    -------
+    ndarray of float64
+        0 where r is not above zero, NaN where it is NaN.
+
+    Examples
+    --------
+    >>> float(full_reliability(0.5, 1 / 2, 1 / 2, 1 / 4))  # two and two of four
+    0.6666666666666666
+    """
     r = np.asarray(r, float)
-    return np.where(r > 0, factor * r / (1 + (factor - 1) * np.maximum(r, 0)), np.where(np.isnan(r), np.nan, 0.0))
+    positive = np.clip(r, 1e-12, 1)
+    total, product = first + second, first * second
+    noise = (np.sqrt(total**2 - 4 * product * (1 - positive**-2)) - total) / (2 * product)
+    return np.where(np.isnan(r), np.nan, np.where(r > 0, 1 / (1 + full * noise), 0.0))
 
 
 def ncsnr_ceiling(ncsnr: ArrayLike, n_repeats: ArrayLike, metric: str = "r2") -> np.ndarray:

@@ -119,9 +119,7 @@ def as_vectors(rdms: RDMs | np.ndarray, name: str) -> np.ndarray:
             "pairs. Square matrices go through RDMs.from_matrices."
         )
     if vectors.shape[0] == vectors.shape[1] > 3 and np.array_equal(vectors, vectors.T, equal_nan=True):
-        raise ValueError(
-            f"{name} is a symmetric matrix of shape {vectors.shape}; pass RDMs.from_matrices of it."
-        )
+        raise ValueError(f"{name} is a symmetric matrix of shape {vectors.shape}; pass RDMs.from_matrices of it.")
     if np.isinf(vectors).any():
         raise ValueError(f"{name} holds infinite dissimilarities; write NaN for pairs that are unknown.")
     return vectors
@@ -146,13 +144,15 @@ def similarities(a: np.ndarray, b: np.ndarray, method: str) -> np.ndarray:
     """`compare` of float64 vectors, without checks and without warnings."""
     similarity = np.full((len(a), len(b)), np.nan)
     for rows, columns, both in complete_blocks(a, b):
-        left, right = a[rows][:, both], b[columns][:, both]
-        if method == "tau-a":
-            block = _tau_a(left, right)
-        else:
-            block = standardised(left, method) @ standardised(right, method).T
+        block = _complete_similarities(a[rows][:, both], b[columns][:, both], method)
         similarity[np.ix_(rows, columns)] = block
     return similarity
+
+
+def _complete_similarities(a: np.ndarray, b: np.ndarray, method: str) -> np.ndarray:
+    if method == "tau-a":
+        return _tau_a(a, b)
+    return standardised(a, method) @ standardised(b, method).T
 
 
 def complete_blocks(a: np.ndarray, b: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
@@ -215,9 +215,7 @@ def _tau_a(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.array(
         [
             [
-                kendalltau(x, y, method="asymptotic").statistic * np.sqrt(u * v)
-                if u > 0 and v > 0
-                else np.nan
+                kendalltau(x, y, method="asymptotic").statistic * np.sqrt(u * v) if u > 0 and v > 0 else np.nan
                 for y, v in zip(b, untied[1], strict=True)
             ]
             for x, u in zip(a, untied[0], strict=True)

@@ -13,7 +13,7 @@ import pandas as pd
 
 from ..datasets.errors import unknown
 from .ceiling import ncsnr_ceiling, split_half_ceiling
-from .inference import percentile_interval, permutation_p
+from .inference import basic_interval, permutation_p
 from .prediction import METRICS, bootstrap_means, permutation_means, unit_scores
 from .provenance import provenance
 from .score import Evidence, Score, tabulate
@@ -53,7 +53,7 @@ def score(
     brain : Recording
         Responses (presentation, unit).
     encoder : scikit-learn regressor, optional
-        Default ``RidgeCV(standardise=True)``: one alpha per unit, chosen within the training rows.
+        Default ``RidgeCV(score="r2", standardise=True)``: one alpha per unit, chosen within the training rows.
     cv : int, "split" or sequence of (train, test)
         Outer folds over stimuli, shuffled by `seed`; the recording's own train and test split; or rows, in the order
         of ``brain.average_repeats()``.
@@ -100,7 +100,7 @@ def score(
     if encoder is None:
         from ..encoders import RidgeCV
 
-        encoder = RidgeCV(standardise=True)
+        encoder = RidgeCV(score="r2", standardise=True)
     observed = np.asarray(mean.read())
     patterns = list(_patterns(observed, folds))
     _warn_unscored(observed, patterns)
@@ -294,17 +294,17 @@ def _uncertainty(
     share = np.array([len(units) for _, units in parts], float)
     share /= share.sum()
     low = high = p_value = np.nan
+    observed_mean = _mean(per_unit[members])
     if draws is not None:
         means = [bootstrap_means(predicted[:, u], observed[:, u], p.tests, metric, draws) for p, u in parts]
-        bounds = percentile_interval(np.average(means, axis=0, weights=share)[:, None])
-        low, high = float(bounds[0][0]), float(bounds[1][0])
+        low, high = basic_interval(observed_mean, np.average(means, axis=0, weights=share))
     if permutations:
         rng = np.random.default_rng(seed)  # the same shuffles for every layer and region, so that p values compare
         nulls = [
             permutation_means(predicted[:, u], observed[:, u], p.tests, metric, permutations, rng) for p, u in parts
         ]
         null = np.average(nulls, axis=0, weights=share)
-        p_value = float(permutation_p(np.array([_mean(per_unit[members])]), null[:, None])[0])
+        p_value = float(permutation_p(np.array([observed_mean]), null[:, None])[0])
     return low, high, p_value
 
 

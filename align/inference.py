@@ -36,8 +36,15 @@ def bootstrap_comparison(
     Returns
     -------
     ndarray of shape (n, n_model)
-        NaN for a sample in which an RDM is constant. Spread over columns of the same row is paired: all
-        models see the same stimuli.
+        NaN for a sample in which an RDM is constant. Columns of one row are paired: all models see the same
+        stimuli.
+
+    Notes
+    -----
+    The weights of pairs that share a stimulus vary together, as they should; what is private to a pair is
+    weighted by ``w_i * w_j`` too, whose variance is about 3 where 1 would be right. With few stimuli this makes
+    intervals wider than needed: in simulations 95 % intervals covered 98 to 99 % with 40 stimuli or fewer, and
+    95 % with 80.
     """
     return bootstrap_similarities(model, brain, method, n, seed).mean(2)
 
@@ -102,6 +109,27 @@ def percentile_interval(samples: np.ndarray, level: float = 0.95) -> tuple[np.nd
     if len(samples) and scored.any():
         bounds[:, scored] = np.nanquantile(samples[:, scored], [(1 - level) / 2, (1 + level) / 2], axis=0)
     return bounds[0], bounds[1]
+
+
+def basic_interval(observed: float, samples: np.ndarray, level: float = 0.95) -> tuple[float, float]:
+    """Basic bootstrap interval: the percentile interval mirrored at the observed value.
+
+    A resample repeats stimuli, which lowers a score that is centred within its sample; mirrored, that bias is taken
+    out twice, once for the resampling and once for the sample itself (Davison & Hinkley 1997, section 5.2).
+
+    Parameters
+    ----------
+    observed : float
+    samples : array of shape (n,)
+        NaN samples are left out.
+    level : float between 0 and 1
+
+    Returns
+    -------
+    low, high : float
+    """
+    low, high = percentile_interval(np.asarray(samples)[:, None], level)
+    return float(2 * observed - high[0]), float(2 * observed - low[0])
 
 
 def bootstrap_similarities(

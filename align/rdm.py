@@ -99,9 +99,7 @@ def features_rdms(features: Any, method: str, stimulus_ids: Sequence[str] | None
         found.append(dissimilarities(X.reshape(len(X), -1), method, f"layer {layer!r}"))
     _warn_unscored(found, method)
     table = pd.DataFrame({"model": model, "layer": [str(layer) for layer in layers]})
-    return RDMs(
-        np.stack([one.vector for one in found]), wanted, table, method, getattr(features, "stimuli", None)
-    )
+    return RDMs(np.stack([one.vector for one in found]), wanted, table, method, getattr(features, "stimuli", None))
 
 
 def recording_rdms(recording: Any, method: str, by: str = "region") -> RDMs:

@@ -253,6 +253,6 @@ def _read_units(parent: h5py.Group) -> pd.DataFrame:
 
     units = read_table(parent["units"])
     for column, values in parent["unit_names"].items():
-        names = np.append(values.asstr()[()], None)  # the code of a missing name is -1
+        names = np.array([*values.asstr()[()], None], dtype=object)  # the code of a missing name is -1
         units[column] = pd.Series(names[units[column].to_numpy()], index=units.index)
     return units

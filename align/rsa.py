@@ -21,6 +21,7 @@ from .inference import (
     permutation_p,
     permutation_similarities,
 )
+from .provenance import provenance
 from .rdm import check_method, dissimilarities, features_rdms, recording_rdms, unit_groups, unit_responses
 from .score import Evidence, Score, tabulate
 
@@ -66,10 +67,11 @@ def rsa(
         - score: mean over subjects of the similarity of model and brain RDM;
         - ceiling, ceiling_low: with two or more subjects the upper and lower bounds of Nili et al. (2014).
           With one subject the ceiling is ``sqrt(2 r / (1 + r))``, r the similarity of the RDMs of two random
-          halves of the repeats, averaged over 10 halvings. This is approximate: the noise of an RDM is not
-          purely additive and falls faster than with the number of repeats, so the ceiling of noisy data tends
-          to come out low. NaN without repeats, and for a single RDM;
-        - ci_low, ci_high: 95 % over stimuli, for these subjects;
+          halves of the repeats, averaged over 10 halvings. This is approximate: the noise of an RDM falls
+          faster than with the number of repeats, so the ceiling of noisy data comes out low (0.42 where 0.50
+          is right, but 0.82 for 0.85 and 0.96 for 0.96, in a simulation with three repeats). NaN without
+          repeats, without agreement between the halves, and for a single RDM;
+        - ci_low, ci_high: 95 % over stimuli, for these subjects; wide with few, see `bootstrap_comparison`;
         - p: one-sided, stimulus labels exchangeable, for these subjects.
 
         ``table.attrs["evidence"].rdms`` holds the model and brain RDMs that were compared.
@@ -148,15 +150,15 @@ def rsa(
     evidence = Evidence(
         rdms=RDMs.concatenate([model_rdms, brain_rdms]),
         thumbnails=thumbnails(brain_rdms.stimuli, brain_rdms.stimulus_ids),
-        provenance={
-            "analysis": "rsa",
-            "rdm": rdm,
-            "compare": compare,
-            "bootstrap": bootstrap,
-            "permutations": permutations,
-            "by": by,
-            "seed": seed if isinstance(seed, (int, np.integer)) else repr(seed),
-        },
+        provenance=provenance(
+            analysis="rsa",
+            rdm=rdm,
+            compare=compare,
+            bootstrap=bootstrap,
+            permutations=permutations,
+            by=by,
+            seed=seed if isinstance(seed, (int, np.integer)) else repr(seed),
+        ),
     )
     return tabulate(scores, evidence)
 
@@ -209,8 +211,7 @@ def _brain_rdms(brain: Any, method: str, by: str) -> tuple[RDMs, np.ndarray]:
     region = _text(table, by, "")
     subject = _text(table, "subject" if "subject" in table else "label", "")
     labels = [
-        " ".join(filter(None, pair)) or f"brain {k + 1}"
-        for k, pair in enumerate(zip(region, subject, strict=True))
+        " ".join(filter(None, pair)) or f"brain {k + 1}" for k, pair in enumerate(zip(region, subject, strict=True))
     ]
     described = pd.DataFrame({"kind": "brain", "region": region, "subject": subject, "label": labels})
     return RDMs(found.vectors, found.stimulus_ids, described, found.method, found.stimuli), n_units
@@ -233,9 +234,7 @@ def _model_rdms(features: Any, method: str, stimulus_ids: Sequence[str]) -> RDMs
         )
     table = found.table
     layer = _text(table, "layer", "")
-    fallback = (
-        _text(table, "label", "") if "label" in table else [f"model {k + 1}" for k in range(len(table))]
-    )
+    fallback = _text(table, "label", "") if "label" in table else [f"model {k + 1}" for k in range(len(table))]
     model = _text(table, "model", "") if "model" in table else fallback
     labels = [" ".join(filter(None, pair)) for pair in zip(model, layer, strict=True)]
     described = pd.DataFrame({"kind": "model", "model": model, "layer": layer, "label": labels})
@@ -264,9 +263,7 @@ def _split_half_ceilings(
                 break
             for k, region in enumerate(table["region"]):
                 one, other = (
-                    dissimilarities(unit_responses(half, groups[region]), method)
-                    .vector[None]
-                    .astype(np.float64)
+                    dissimilarities(unit_responses(half, groups[region]), method).vector[None].astype(np.float64)
                     for half in halves
                 )
                 split[k] = similarities(one, other, compare)[0, 0]

@@ -29,7 +29,7 @@ def presentation_table(table: pd.DataFrame, stimuli: StimulusSet | None) -> pd.D
 def unit_table(table: pd.DataFrame) -> pd.DataFrame:
     """Units with index 0, 1, ... and label, subject and region filled in."""
     table = table.reset_index(drop=True)
-    defaults = {"unit": np.arange(len(table)), "subject": "1", "region": "all"}
+    defaults: dict[str, Any] = {"unit": np.arange(len(table)), "subject": "1", "region": "all"}
     for position, (column, default) in enumerate(defaults.items()):
         if column not in table.columns:
             table.insert(min(position, table.shape[1]), column, default)

@@ -28,7 +28,7 @@ def to_xarray(
     xr = _xarray()
     dims = [*axes, *(["time"] if times is not None else [])]
     coordinates: dict[str, Any] = {}
-    for dim, table in reversed(axes.items()):
+    for dim, table in reversed(list(axes.items())):
         for column in map(str, table.columns):
             taken = column in coordinates or (column in dims and column != dim)
             coordinates[f"{dim}_{column}" if taken else column] = (dim, table[column].to_numpy())

@@ -103,9 +103,7 @@ class RDMs:
         if table is None:
             table = pd.DataFrame(index=range(len(self.vectors)))
         if len(table) != len(self.vectors):
-            raise ValueError(
-                f"table has {len(table)} rows for {len(self.vectors)} RDMs; give one row per RDM."
-            )
+            raise ValueError(f"table has {len(table)} rows for {len(self.vectors)} RDMs; give one row per RDM.")
         self.table = table.reset_index(drop=True).copy()
         self.method = method
         self.stimuli = stimuli
@@ -136,8 +134,7 @@ class RDMs:
             matrices = matrices[None]
         if matrices.ndim != 3 or matrices.shape[1] != matrices.shape[2]:
             raise ValueError(
-                f"matrices has shape {matrices.shape}; expected (rdm, stimulus, stimulus) or "
-                "(stimulus, stimulus)."
+                f"matrices has shape {matrices.shape}; expected (rdm, stimulus, stimulus) or (stimulus, stimulus)."
             )
         if not np.issubdtype(matrices.dtype, np.floating):
             matrices = matrices.astype(np.float64)
@@ -215,17 +212,13 @@ class RDMs:
         for column, wanted in columns.items():
             values = self._column(column)
             known = values.unique()
-            wanted = (
-                list(wanted) if isinstance(wanted, (list, tuple, set, np.ndarray, pd.Index)) else [wanted]
-            )
+            wanted = list(wanted) if isinstance(wanted, (list, tuple, set, np.ndarray, pd.Index)) else [wanted]
             for value in wanted:
                 if value not in known:
                     raise ValueError(unknown(column, value, known))
             keep &= values.isin(wanted).to_numpy()
         if not keep.any():
-            raise ValueError(
-                f"no RDM of {len(self)} has all of {columns}; each value occurs, but not together."
-            )
+            raise ValueError(f"no RDM of {len(self)} has all of {columns}; each value occurs, but not together.")
         return self[keep]
 
     def mean(self, by: str | Sequence[str] | None = None) -> RDMs:
@@ -289,8 +282,7 @@ def _checked_vectors(vectors: np.ndarray) -> np.ndarray:
         )
     if np.isinf(vectors).any():
         raise ValueError(
-            f"vectors holds {np.isinf(vectors).sum()} infinite dissimilarities; "
-            "write NaN for pairs that are unknown."
+            f"vectors holds {np.isinf(vectors).sum()} infinite dissimilarities; write NaN for pairs that are unknown."
         )
     vectors.setflags(write=False)
     return vectors
@@ -301,8 +293,7 @@ def _check_matrix(matrix: np.ndarray, k: int) -> None:
     diagonal = np.diagonal(matrix)
     if np.allclose(diagonal, 1.0, atol=TOLERANCE):
         raise ValueError(
-            f"matrix {k} has ones on its diagonal, so it is a similarity; pass 1 - matrix, "
-            "or another dissimilarity."
+            f"matrix {k} has ones on its diagonal, so it is a similarity; pass 1 - matrix, or another dissimilarity."
         )
     if np.nanmax(np.abs(diagonal), initial=0.0) > TOLERANCE * scale:
         raise ValueError(
@@ -313,9 +304,7 @@ def _check_matrix(matrix: np.ndarray, k: int) -> None:
         not np.array_equal(np.isnan(matrix), np.isnan(matrix.T))
         or np.nanmax(np.abs(matrix - matrix.T), initial=0.0) > TOLERANCE * scale
     ):
-        raise ValueError(
-            f"matrix {k} is not symmetric; average it with its transpose if both halves are measurements."
-        )
+        raise ValueError(f"matrix {k} is not symmetric; average it with its transpose if both halves are measurements.")
 
 
 def _nan_mean(vectors: np.ndarray) -> np.ndarray:

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Recording", "TimeSeries"]
 
-# Values per block of units when a recording is passed through once: 128 MiB of float64.
-_BLOCK = 2**24
+# Values per block of units when a recording is passed through once: 32 MiB of float64.
+_BLOCK = 2**22
 
 
 class Recording:
@@ -166,7 +166,10 @@ class Recording:
     @property
     def _block_size(self) -> int:
         depth = 1 if self.times is None else len(self.times)
-        return max(1, _BLOCK // (self.n_presentations * depth))
+        size = max(1, _BLOCK // (self.n_presentations * depth))
+        chunks = getattr(self.responses, "chunks", None)
+        # A chunk on disk is read whole, so that half a chunk would be read twice.
+        return size if chunks is None else -(-size // chunks[1]) * chunks[1]
 
     def _with(self, **changes: Any) -> Recording:
         names = ("responses", "presentations", "units", "times", "stimuli", "name", "truth", "info")
@@ -290,7 +293,7 @@ class Recording:
         if self.times is None:
             raise ValueError("average_time needs a recording with a time axis; this one has none.")
         within = time_window(self.times, start, stop)
-        mean = np.empty((self.n_presentations, self.n_units), dtype=self._dtype)
+        mean: np.ndarray = np.empty((self.n_presentations, self.n_units), dtype=self._dtype)
         for block, values in self.unit_blocks(self._block_size):
             window = values[:, :, within].astype(np.float64)
             finite = np.isfinite(window)
@@ -344,7 +347,9 @@ class Recording:
         weight = self.presentations.get("n_repeats", pd.Series(1, index=self.presentations.index)).to_numpy()
         n_repeats = np.bincount(code[used], weights=(weight * valid)[used], minlength=len(order)).astype(int)
         first = table.assign(code=code[used]).drop_duplicates("code").set_index("code").sort_index()
-        varying = self.presentations.groupby("stimulus").nunique(dropna=False).gt(1).any()
+        # Cells that are lists cannot be counted as they are.
+        comparable = self.presentations.apply(lambda cells: cells.astype(str) if cells.dtype == object else cells)
+        varying = comparable.groupby("stimulus").nunique(dropna=False).gt(1).any()
         kept = [column for column in table.columns if column != "repeat" and not varying.get(column, False)]
         presentations = first[kept].assign(n_repeats=n_repeats).reset_index(drop=True)
         stimuli = self._presented(presentations)
@@ -419,7 +424,8 @@ class Recording:
         list of (train, test)
             Ascending row positions of presentations.
         """
-        return group_folds(self._groups(groups), n, seed)
+        what = "stimuli" if groups is None else "groups"
+        return group_folds(self._groups(groups), n, seed, what)
 
     def _groups(self, groups: Any) -> np.ndarray:
         """Presentations that must stay together: same stimulus, or linked through the same group."""

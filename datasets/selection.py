@@ -46,22 +46,20 @@ def select_rows(criteria: Mapping[str, object], tables: Mapping[str, pd.DataFram
             columns = dict.fromkeys(str(column) for table in tables.values() for column in table.columns)
             raise ValueError(unknown("selection", key, columns, "Select by one of the columns."))
         wanted = as_list(value)
-        found = [False] * len(wanted)
+        missing = set(range(len(wanted)))
         for axis in holders:
             column = tables[axis][key]
+            present = set(column.unique())
             text = column.astype(str)
-            hit = np.zeros(len(column), dtype=bool)
-            for position, one in enumerate(wanted):
-                rows = (column == one).fillna(False).to_numpy(dtype=bool)
-                if not rows.any():
-                    rows = (text == str(one)).to_numpy(dtype=bool)
-                found[position] |= bool(rows.any())
-                hit |= rows
-            keep[axis] &= hit
-        for one, ok in zip(wanted, found, strict=True):
-            if not ok:
-                known = pd.unique(pd.concat([tables[axis][key] for axis in holders], ignore_index=True))
-                raise ValueError(unknown(key, one, known))
+            as_text = set(text.unique())
+            exact = [position for position, one in enumerate(wanted) if one in present]
+            loose = [p for p, one in enumerate(wanted) if one not in present and str(one) in as_text]
+            missing -= {*exact, *loose}
+            hit = column.isin([wanted[p] for p in exact]) | text.isin([str(wanted[p]) for p in loose])
+            keep[axis] &= hit.to_numpy(dtype=bool)
+        if missing:
+            known = pd.unique(pd.concat([tables[axis][key] for axis in holders], ignore_index=True))
+            raise ValueError(unknown(key, wanted[min(missing)], known))
     for axis, mask in keep.items():
         if len(mask) and not mask.any():
             raise ValueError(f"no {axis} meets {dict(criteria)!r} at once; loosen one of the criteria.")

@@ -62,27 +62,32 @@ def new_hdf5(path: str | Path, content: str) -> Iterator[h5py.File]:
         temporary.unlink(missing_ok=True)
 
 
+def open_saved(path: str | Path, content: str) -> h5py.File:
+    """Open a file written by :func:`new_hdf5`; a foreign one is a ValueError."""
+    file = open_hdf5(path)
+    found = str(file.attrs.get("format", "")), str(file.attrs.get("content", ""))
+    if found != (FORMAT, content):
+        file.close()
+        what = f"a saved {found[1]} ({found[0]})" if found[1] else "an HDF5 file of another program"
+        raise ValueError(f"{path} is {what}; expected a {content} saved by neuralign ({FORMAT}).")
+    return file
+
+
 @contextmanager
 def saved(path: str | Path, content: str, lazy: bool) -> Iterator[h5py.File]:
-    """Read a file written by :func:`new_hdf5`; one that is foreign or damaged is a ValueError.
+    """Read from a file written by :func:`new_hdf5`; what is missing or unreadable in it is a ValueError.
 
     A lazy file stays open for as long as an array in it is referred to.
     """
-    file = open_hdf5(path)
+    file = open_saved(path, content)
     try:
-        found = str(file.attrs.get("format", "")), str(file.attrs.get("content", ""))
-        if found != (FORMAT, content):
-            what = f"a saved {found[1]} ({found[0]})" if found[1] else "an HDF5 file of another program"
-            raise ValueError(f"{path} is {what}; expected a {content} saved by neuralign ({FORMAT}).")
         yield file
     except (KeyError, OSError) as error:
-        file.close()
+        lazy = False
         raise ValueError(f"{path} is a damaged {content} ({error}); save or fetch it again.") from error
-    except BaseException:
-        file.close()
-        raise
-    if not lazy:
-        file.close()
+    finally:
+        if not lazy:
+            file.close()
 
 
 # ----------------------------------------------------------------------------------------- lazy arrays
@@ -206,7 +211,8 @@ def read_table(group: h5py.Group) -> pd.DataFrame:
     for position, column in enumerate(json.loads(group.attrs["columns"])):
         dataset = group[str(position)]
         if dataset.attrs.get("json", False):
-            table[column] = pd.Series([json.loads(text) for text in dataset.asstr()[()]], dtype=object)
+            cells = [json.loads(text) for text in dataset.asstr()[()]]
+            table[column] = pd.Series(cells) if cells else pd.Series([], dtype=object)
         elif h5py.check_string_dtype(dataset.dtype):
             table[column] = dataset.asstr()[()]
         else:
@@ -304,10 +310,8 @@ def read_stimuli(group: h5py.Group, lazy: bool) -> StimulusSet:
     source: Rows | Hdf5Rows | Items
     if "images" in group:
         images = group["images"]
-        if lazy:
-            source = Hdf5Rows(group.file.filename, images.name, np.arange(len(images)))
-        else:
-            source = Rows(images[()])
+        name = group.file.filename
+        source = Hdf5Rows(name, images.name, np.arange(len(images))) if lazy else Rows(images[()])
     else:
         content = group["bytes"][()].tobytes()
         ends = group["ends"][()]

@@ -168,7 +168,7 @@ def score(
 
     brain = _brain(dataset, root, regions, subject, session, select)
     features = _features(model, brain.stimuli, layers, weights, pool, controls, seed, device)
-    encoder = RidgeCV(standardise=True, device=device)
+    encoder = RidgeCV(score="r2", standardise=True, device=device)
     table = align.score(features, brain, encoder, cv=cv, bootstrap=bootstrap, permutations=permutations, seed=seed)
     _finish(table, as_json, out)
 

@@ -40,7 +40,7 @@ def run(out: str | Path = "report.html", seed: int = 0, device: str = "auto") ->
     log.info("extracting features of %s", ", ".join(MODELS))
     features = [encoders.extract(name, brain.stimuli, reduce=8, seed=seed, device=device) for name in MODELS]
     log.info("scoring by cross-validated ridge regression")
-    encoding = align.score(features, brain, encoders.RidgeCV(standardise=True, device=device), seed=seed)
+    encoding = align.score(features, brain, encoders.RidgeCV(score="r2", standardise=True, device=device), seed=seed)
     log.info("comparing representational geometries")
     geometry = align.rsa(features, brain, bootstrap=200, permutations=200, seed=seed)
     log.info("drawing the report")
@@ -70,7 +70,7 @@ def readable(table: pd.DataFrame) -> str:
             shown["lower ceiling"] = rows["ceiling_low"].map("{:.3f}".format)
         shown["ceiling"] = rows["ceiling"].map("{:.3f}".format)
         shown["normalised"] = rows["normalised"].map("{:.3f}".format)
-        shown["p"] = rows["p"].map("{:.3g}".format)
+        shown["p"] = rows["p"].map("{:.3f}".format)
         n_units, n_stimuli = rows["n_units"].max(), rows["n_stimuli"].max()
         size = f"{n_stimuli} stimuli" + (f", {n_units} units a region at most" if n_units else "")
         parts.append(f"{dataset}: {metric}, {size} (* best)\n{shown.to_string(index=False)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -34,7 +35,7 @@ def report(results: pd.DataFrame | Sequence[pd.DataFrame], path: str | Path) -> 
     FileNotFoundError
         If the folder of `path` does not exist.
     """
-    tables = list(results) if isinstance(results, list | tuple) else [results]
+    tables: list[Any] = list(results) if isinstance(results, list | tuple) else [results]
     if not tables:
         raise ValueError("results is an empty list; give at least one table from align.score or align.rsa.")
     for k, table in enumerate(tables):

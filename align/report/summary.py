@@ -8,7 +8,16 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-METRIC_NAMES = {"r": "Pearson r", "r2": "R²"}
+METRIC_NAMES = {
+    "r": "Pearson r",
+    "r2": "R²",
+    "pearson": "Pearson r",
+    "spearman": "Spearman rho",
+    "rho-a": "Spearman rho-a",
+    "tau-a": "Kendall tau-a",
+    "tau-b": "Kendall tau-b",
+    "cosine": "Cosine similarity",
+}
 _MEANS = ["score", "ceiling", "ceiling_low", "normalised"]
 _SINGLE = ["ci_low", "ci_high", "p"]
 _KEYS = ["model", "layer", "target"]
@@ -50,8 +59,8 @@ def averaged(table: pd.DataFrame) -> pd.DataFrame:
     -------
     pandas.DataFrame
         Columns model, layer, target, score, ceiling, ceiling_low, normalised (means of what is known), ci_low,
-        ci_high, p (NaN where several rows were averaged: their intervals cannot be), n_rows. Models, layers and
-        targets in order of appearance, the layers of a model together.
+        ci_high, p (NaN where several rows were averaged: their intervals cannot be), lowest, highest (score),
+        n_rows, n_subjects. Models, layers and targets in order of appearance, the layers of a model together.
     """
     table = table[table["metric"] == main_metric(table)]
     table = table.assign(target=targets(table)) if "target" not in table else table
@@ -59,7 +68,9 @@ def averaged(table: pd.DataFrame) -> pd.DataFrame:
     mean = groups[_MEANS].mean()
     alone = groups.size() == 1
     mean[_SINGLE] = groups[_SINGLE].first().where(alone, np.nan)
+    mean["lowest"], mean["highest"] = groups["score"].min(), groups["score"].max()
     mean["n_rows"] = groups.size()
+    mean["n_subjects"] = groups["subject"].nunique()
     mean = mean.reset_index()
     rank = {model: k for k, model in enumerate(mean["model"].unique())}
     return mean.sort_values("model", key=lambda models: models.map(rank), kind="stable", ignore_index=True)
@@ -81,7 +92,8 @@ def best_layers(mean: pd.DataFrame) -> dict[str, tuple[str, str]]:
     """The (model, layer) with the highest score per target; targets without any score are left out."""
     scored = mean.dropna(subset=["score"])
     rows = scored.loc[scored.groupby("target", sort=False)["score"].idxmax()]
-    return {row.target: (row.model, row.layer) for row in rows.itertuples()}
+    keys = zip(rows["model"].tolist(), rows["layer"].tolist(), strict=True)
+    return dict(zip(rows["target"].tolist(), keys, strict=True))
 
 
 def headlines(table: pd.DataFrame) -> list[str]:
@@ -91,19 +103,22 @@ def headlines(table: pd.DataFrame) -> list[str]:
     geometry = bool(is_geometry(table).all())
     best = best_layers(mean)
     sentences = []
-    for target, rows in mean.groupby("target", sort=False):
+    for target in mean["target"].unique().tolist():
+        rows = mean[mean["target"] == target]
         if target not in best:
             sentences.append(f"{target} could not be scored.")
             continue
         model, layer = best[target]
         row = rows[(rows["model"] == model) & (rows["layer"] == layer)].iloc[0]
         name = model if layer in ("", model) else f"{model} / {layer}"
-        said = f"The geometry of {target} is best matched by {name}" if geometry else f"{target} is best predicted by {name}"
-        said += f": {'mean ' if row['n_rows'] > 1 else ''}{metric if metric != 'r2' else 'R²'} = {short(row['score'])}"
+        said = f"The geometry of {target} is best matched" if geometry else f"{target} is best predicted"
+        mean_of = "mean " if row["n_rows"] > 1 else ""
+        said += f" by {name}: {mean_of}{'R²' if metric == 'r2' else metric} = {short(row['score'])}"
         if math.isfinite(row["ci_low"]):
             said += f" [{short(row['ci_low'])}, {short(row['ci_high'])}]"
         if row["n_rows"] > 1:
-            said += f" over {row['n_rows']} subjects"
+            said += f" over {row['n_rows']} {'subjects' if row['n_subjects'] == row['n_rows'] else 'results'}"
+            said += f" ({short(row['lowest'])} to {short(row['highest'])})"
         if not math.isfinite(row["ceiling"]):
             said += ", ceiling unknown"
         elif not math.isfinite(row["normalised"]):

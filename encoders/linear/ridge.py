@@ -262,7 +262,7 @@ class RidgeCV(RegressorMixin, MultiOutputMixin, BaseEstimator):
 
     def _checked_options(self) -> Options:
         score = self.__dict__["score"]
-        if score not in SCORES:
+        if score not in list(SCORES):
             raise ValueError(unknown("score", score, SCORES))
         return Options(
             score=score,
@@ -318,7 +318,8 @@ def _checked_device(device: Any) -> torch.device:
 def _checked_memory(max_memory: Any) -> int:
     if max_memory is None:
         return DEFAULT_MEMORY
-    if isinstance(max_memory, bool) or not isinstance(max_memory, (int, float, np.number)) or not max_memory > 0:
+    number = isinstance(max_memory, (int, float, np.number)) and not isinstance(max_memory, bool)
+    if not (number and 0 < max_memory < np.inf):
         raise ValueError(f"max_memory={max_memory!r}: expected a number of bytes above zero, or None for 1 GiB")
     return int(max_memory)
 

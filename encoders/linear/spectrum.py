@@ -199,7 +199,7 @@ def make_fold(spectrum: Spectrum, test_rows: Tensor) -> Fold:
     test = spectrum.project(test_rows)
     test_mean = test.mean(0)
     centred = test - test_mean
-    if centred.norm() <= 1e-12 * test.norm():
+    if centred.norm() <= 1e-12 * (test.norm() + spectrum.coordinates.norm()):
         # The test rows differ in nothing the training rows could teach: constant predictions, without
         # rounding.
         centred = torch.zeros_like(centred)
@@ -244,7 +244,7 @@ def sweep(fold: Fold, Y: Tensor, alphas: np.ndarray, options: Options) -> Tensor
     loadings = fold.train @ train.to(dtype)  # (axis, unit)
     weighted, predicted, product = torch.empty_like(loadings), torch.empty_like(test), torch.empty_like(test)
     scores = torch.empty(len(alphas), Y.shape[1], dtype=torch.float64, device=Y.device)
-    for i, alpha in enumerate(alphas / fold.top):
+    for i, alpha in enumerate((alphas / fold.top).tolist()):
         # 1 / (eigenvalue + alpha), less its size, which a large alpha would carry out of float32's range.
         shrinkage, size = (1 + alpha) / (fold.eigenvalues + alpha), 1 / (1 + alpha)
         torch.mul(loadings, shrinkage.to(dtype)[:, None], out=weighted)

@@ -172,6 +172,27 @@ def test_ceiling_does_not_depend_on_scale_or_order():
         )
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_ceiling_with_unknown_pairs(method):
+    """Every pair is pooled over the replicates that know it."""
+    replicates = vectors(4, 8, 0)
+    replicates[0, :6] = replicates[2, 4:9] = np.nan
+    terms = []
+    for row in replicates:
+        known = ~np.isnan(row)
+        term = np.full(len(row), np.nan)
+        if method in ("pearson", "cosine"):
+            term[known] = row[known] - (row[known].mean() if method == "pearson" else 0)
+            term /= np.sqrt(np.nanmean(term**2))
+        else:
+            term[known] = rankdata(row[known])
+        terms.append(term)
+    others = [np.nanmean([*terms[:k], *terms[k + 1 :]], axis=0) for k in range(4)]
+    lower = np.mean([compare(other, row, method) for other, row in zip(others, replicates, strict=True)])
+    upper = np.mean(compare(np.nanmean(terms, axis=0), replicates, method))
+    assert rsa_ceiling(replicates, method) == pytest.approx((lower, upper), rel=1e-10)
+
+
 def test_ceiling_of_one_rdm():
     with pytest.warns(UserWarning, match="at least two RDMs"):
         assert np.isnan(rsa_ceiling(vectors(1, 8, 0))).all()

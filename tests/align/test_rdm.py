@@ -65,7 +65,7 @@ def test_blocks_change_nothing(method, monkeypatch):
 def test_float32_under_offsets(method, offset):
     """Patterns at `offset` standard deviations from zero, two of them nearly alike, relative error < 1e-4.
 
-    The oracle sees the same float32 numbers; without column centring the error of the close pair is 0.6.
+    The oracle sees the same float32 numbers.
     """
     rng = np.random.default_rng(0)
     X = rng.normal(size=(100, 400))
@@ -74,6 +74,14 @@ def test_float32_under_offsets(method, offset):
     found = rdm(X, method).vectors
     assert found.dtype == np.float32
     np.testing.assert_allclose(found[0], expected(X, method), rtol=1e-4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_centring_alone_keeps_the_digits(method, monkeypatch):
+    """Patterns far from zero but not alike must not need the slow way."""
+    monkeypatch.setattr(sys.modules["neuralign.align.rdm"], "CLOSE", 0)
+    X = (100 + np.random.default_rng(0).normal(size=(100, 400))).astype(np.float32)
+    np.testing.assert_allclose(rdm(X, method).vectors[0], expected(X, method), rtol=1e-4)
 
 
 @pytest.mark.parametrize("method", METHODS)

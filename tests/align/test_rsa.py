@@ -183,7 +183,8 @@ def test_several_models_and_evidence(latent):
     ]
     assert {"kind", "model", "layer", "region", "subject", "label"} <= set(evidence.rdms.table)
     assert evidence.thumbnails is None
-    assert evidence.provenance["compare"] == "rho-a" and evidence.provenance["bootstrap"] == 20
+    options = evidence.provenance["options"]
+    assert options["compare"] == "rho-a" and options["bootstrap"] == 20 and options["seed"] == 0
 
 
 def test_missing_stimuli(latent):

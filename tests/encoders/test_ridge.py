@@ -5,6 +5,7 @@ import joblib
 import numpy as np
 import pytest
 import torch
+from scipy.linalg import hadamard
 from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV, GroupKFold, KFold, LeaveOneGroupOut, LeaveOneOut
 from sklearn.pipeline import make_pipeline
@@ -354,6 +355,27 @@ def test_fold_of_one_category_has_no_correlation(dtype):
     assert np.isfinite(encoder.predict(X)).all()
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("copies", [1, 4])
+def test_fold_of_categories_never_trained_on_has_no_correlation(dtype, copies):
+    """Test rows are orthogonal to all training rows; 16 features are primal, four copies of them dual."""
+    categories = np.tile(np.repeat(np.arange(9), 2), 4)
+    X = np.tile(0.3 * hadamard(16)[categories], copies).astype(dtype)
+    Y = np.random.default_rng(0).standard_normal((72, 3))
+    with pytest.warns(UserWarning, match="3 of 3 units have no cross-validated score"):
+        encoder = RidgeCV(cv=LeaveOneGroupOut()).fit(X, Y, groups=categories // 3)
+    assert np.isnan(encoder.cv_scores_).all()
+    assert np.isfinite(encoder.predict(X)).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("p", [8, 80])
+def test_correlation_survives_predictions_too_small_to_square(dtype, p):
+    X, Y = simulate(p=p, dtype=dtype)
+    huge = RidgeCV(alphas=[1e12, 1e30, 1e60]).fit(X, Y)
+    np.testing.assert_allclose(huge.cv_scores_[1:], huge.cv_scores_[[0, 0]], atol=1e-5)
+
+
 def test_no_information_in_the_features():
     _, Y = simulate()
     with pytest.warns(UserWarning, match="5 of 5 units have no cross-validated score"):
@@ -420,6 +442,7 @@ def test_constant_fold_is_left_out_of_the_average(dtype):
     "parameters, message",
     [
         ({"score": "r3"}, "score='r3' is unknown; did you mean 'r"),
+        ({"score": ["r"]}, "score=.* is unknown"),
         ({"alphas": [1.0, 0.0]}, "alphas holds 0"),
         ({"alphas": [1.0, -2.0]}, "alphas holds -2"),
         ({"alphas": [1.0, np.inf]}, "alphas holds inf"),
@@ -439,6 +462,7 @@ def test_constant_fold_is_left_out_of_the_average(dtype):
         ({"cv": LeaveOneOut()}, "test folds of one row"),
         ({"device": "gpu"}, "device='gpu'"),
         ({"max_memory": 0}, "max_memory=0"),
+        ({"max_memory": np.inf}, "max_memory=inf"),
         ({"max_memory": "1GB"}, "max_memory='1GB'"),
     ],
 )
@@ -446,6 +470,16 @@ def test_parameters_out_of_range(parameters, message):
     X, Y = simulate()
     with pytest.raises(ValueError, match=message):
         RidgeCV(**parameters).fit(X, Y)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+@pytest.mark.parametrize("shape", [(60, 8), (30, 80)])
+def test_cuda_device_gives_the_same(shape):
+    X, Y = simulate(*shape)
+    here, there = RidgeCV(device="cpu").fit(X, Y), RidgeCV(device="cuda").fit(X, Y)
+    np.testing.assert_allclose(there.cv_scores_, here.cv_scores_, atol=1e-9)
+    np.testing.assert_allclose(there.coef_, here.coef_, atol=1e-9)
+    np.testing.assert_allclose(there.predict(X), here.predict(X), atol=1e-9)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

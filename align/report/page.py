@@ -1,0 +1,442 @@
+"""The page of a report: its sections with figures and captions, and the table, as one HTML text."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader
+from matplotlib.figure import Figure
+from PIL import Image
+
+from ...datasets.rdms import RDMs
+from ..provenance import provenance
+from ..results import NUMBERS, csv_text
+from ..score import COLUMNS, Evidence
+from . import figures
+from .style import STYLE
+from .summary import (
+    averaged,
+    best_layers,
+    headlines,
+    is_geometry,
+    layer_name,
+    main_metric,
+    metric_name,
+    targets,
+)
+
+MOST_RDMS = 12
+MOST_SUBJECTS = 8
+MOST_MAPS = 6
+MOST_STIMULI = {"gallery": 300, "map": 100}
+# Columns that stand above the table instead of in it where they are the same in every row.
+CONSTANTS = ("dataset", "formula", "seed")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure as it stands in the page."""
+
+    source: str  # data URI
+    alt: str
+    caption: str
+    width: int  # pixels of the page
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading with its pictures and, below it, parts with headings of their own."""
+
+    title: str
+    pictures: list[Picture] = field(default_factory=list)
+    parts: list[Section] = field(default_factory=list)
+    note: str = ""
+
+    @property
+    def anchor(self) -> str:
+        """What a link calls it."""
+        return "-".join(self.title.lower().split())
+
+
+def render(tables: list[pd.DataFrame]) -> str:
+    """The page about these tables of scores, as text."""
+    tables = [table for table in tables if len(table)]
+    table = pd.concat([_bare(part) for part in tables], ignore_index=True)
+    scores = table[~is_geometry(table)].drop_duplicates(COLUMNS)
+    geometry = table[is_geometry(table)].drop_duplicates(COLUMNS)
+    evidence = [(_bare(part), part.attrs["evidence"]) for part in tables if "evidence" in part.attrs]
+    sections = [
+        _score_section("Encoding scores", scores, _SCORE_HEATMAP, _SCORE_PROFILE),
+        _unit_section(table, evidence),
+        _gallery_section(table, evidence),
+        _score_section("RSA scores", geometry, _RSA_HEATMAP, _RSA_PROFILE),
+        _map_section(table, evidence),
+    ]
+    page = Environment(
+        loader=FileSystemLoader(Path(__file__).with_name("templates")),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    ).get_template("page.html")
+    return page.render(
+        lede=_lede(table),
+        headlines=list(_all_headlines(scores, geometry)),
+        sections=[section for section in sections if section is not None],
+        table=_table(table),
+        csv="data:text/csv;charset=utf-8;base64," + base64.b64encode(csv_text(table).encode()).decode(),
+        makings=[(_what(part), _making(found.provenance)) for part, found in evidence if found.provenance],
+        has_scores=len(scores) > 0,
+        has_geometry=len(geometry) > 0,
+        formulas=table["formula"].drop_duplicates().tolist(),
+        versions=", ".join(f"{name} {number}" for name, number in provenance()["versions"].items()),
+    )
+
+
+def _bare(table: pd.DataFrame) -> pd.DataFrame:
+    """The table without its evidence, which concatenation would compare."""
+    bare = table.copy()
+    bare.attrs = {}
+    return bare
+
+
+# ---------------------------------------------------------------------------------------------------------- head
+
+
+def _lede(table: pd.DataFrame) -> str:
+    models = table["model"].unique()
+    n_layers = len(table[["model", "layer"]].drop_duplicates())
+    n_regions = targets(table).nunique()
+    said = f"{_count(len(models), 'model')} ({_listed(models)}) with {_count(n_layers, 'layer')} in all, compared with "
+    datasets = _listed([name for name in table["dataset"].unique() if name])
+    said += f"{_count(n_regions, 'region')} of {datasets or 'one brain'}"
+    subjects = [name for name in table["subject"].unique() if name and not str(name).startswith("group of ")]
+    if len(subjects) > 1:
+        said += f" in {len(subjects)} subjects"
+    n_stimuli = table["n_stimuli"].max()
+    return said + (f", on {_count(int(n_stimuli), 'stimulus', 'stimuli')}." if n_stimuli > 0 else ".")
+
+
+def _all_headlines(scores: pd.DataFrame, geometry: pd.DataFrame) -> Iterator[tuple[str, list[str]]]:
+    """Sentences with what they are about, where that is not plain from there being one kind only."""
+    for name, part, other in (("Encoding", scores, geometry), ("RSA", geometry, scores)):
+        formulas = list(part.groupby("formula", sort=False))
+        for formula, rows in formulas:
+            heading = name if len(other) or len(formulas) > 1 else ""
+            yield (f"{heading}: {formula}" if len(formulas) > 1 else heading), headlines(rows)
+
+
+def _count(n: int, singular: str, plural: str = "") -> str:
+    return f"{n} {singular if n == 1 else plural or singular + 's'}"
+
+
+def _listed(names: Any, most: int = 6) -> str:
+    names = [str(name) for name in names]
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+# ------------------------------------------------------------------------------------------------------- scores
+
+_SCORE_HEATMAP = (
+    "How well each layer (row) predicts each region (column) on stimuli that the fit has not seen: {metric}{mean}. "
+    "Small type: share of the noise ceiling. Framed with a star: the best layer of the region.{hatched}"
+)
+_SCORE_PROFILE = (
+    "{metric} from the first to the last layer of each model. {intervals} {ceiling} Look for where along the model a "
+    "region peaks, and for how far above the single-layer controls that is."
+)
+_RSA_HEATMAP = (
+    "How closely the geometry of each layer (row) matches that of each region (column): {metric} between their "
+    "RDMs{mean}. Small type: share of the noise ceiling. Framed with a star: the best layer of the region.{hatched}"
+)
+_RSA_PROFILE = "{metric} between RDMs from the first to the last layer of each model. {intervals} {ceiling}"
+
+
+def _score_section(title: str, table: pd.DataFrame, heatmap: str, profile: str) -> Section | None:
+    if not table["score"].notna().any():
+        return None
+    formulas = list(table.groupby("formula", sort=False))
+    if len(formulas) == 1:
+        return Section(title, _score_pictures(table, heatmap, profile))
+    parts = [Section(str(formula), _score_pictures(rows, heatmap, profile)) for formula, rows in formulas]
+    return Section(title, parts=[part for part in parts if part.pictures])
+
+
+def _score_pictures(table: pd.DataFrame, heatmap: str, profile: str) -> list[Picture]:
+    if not table["score"].notna().any():
+        return []
+    metric = metric_name(main_metric(table))
+    mean = averaged(table)
+    n_subjects = int(mean["n_subjects"].max())
+    several = bool((mean["n_rows"] > 1).any())
+    best = "; ".join(f"{target}: {layer_name(*layer)}" for target, layer in best_layers(mean).items())
+    intervals = "Bars: 95 % interval."
+    if several:
+        intervals = "Bold: mean; thin: each subject, whose intervals are in the table."
+    elif not mean["ci_low"].notna().any():
+        intervals = ""
+    words = {
+        "metric": metric,
+        "mean": f", mean over {n_subjects} subjects" if n_subjects > 1 else ", mean over seeds" if several else "",
+        "intervals": intervals,
+        "ceiling": _ceiling_words(mean),
+        "hatched": " Hatched: not scored." if mean["score"].isna().any() else "",
+    }
+    pictures = [
+        _picture(
+            figures.score_heatmap(table),
+            f"Heatmap of {metric} by layer and region. Best: {best}.",
+            heatmap.format(**words),
+        )
+    ]
+    if 1 < n_subjects <= MOST_SUBJECTS:
+        caption = f"The same, {metric}, for each of the {n_subjects} subjects on one colour scale: do they agree?"
+        pictures.append(_picture(figures.subject_heatmaps(table), f"Heatmaps of {metric} per subject.", caption))
+    alt = f"Profile of {metric} over layers, one panel per region. Best: {best}."
+    pictures.append(_picture(figures.layer_profile(table), alt, profile.format(**words).strip()))
+    return pictures
+
+
+def _ceiling_words(mean: pd.DataFrame) -> str:
+    if mean["ceiling_low"].notna().any():
+        return "Grey band: between the lower and the upper bound of the noise ceiling."
+    if mean["ceiling"].notna().any():
+        return "Dashed: the noise ceiling, above which noise in the responses lets no model rise on average."
+    return ""
+
+
+# -------------------------------------------------------------------------------------------------------- units
+
+
+def _unit_section(table: pd.DataFrame, evidence: list[tuple[pd.DataFrame, Evidence]]) -> Section | None:
+    several = table["dataset"].nunique() > 1
+    chosen: dict[str, list[pd.DataFrame]] = {}
+    for part, found in evidence:
+        if not len(found.units):
+            continue
+        metric = main_metric(part)
+        units = found.units[found.units["metric"] == metric]
+        units = units.assign(target=units["region"].astype(str).replace("", "brain"))
+        prefix = f"{part['dataset'].iloc[0]} · " if several else ""
+        best = best_layers(averaged(part.assign(dataset="")))
+        found_regions = units["target"].unique().tolist()
+        for target in sorted(found_regions, key=[*best, *found_regions].index):
+            rows = units[units["target"] == target]
+            model, layer = best.get(target) or _best_by_units(rows)
+            rows = rows[(rows["model"] == model) & (rows["layer"] == layer)]
+            if rows["score"].notna().any():
+                formula = str(part["formula"].iloc[0])
+                chosen.setdefault(formula, []).append(rows.assign(target=f"{prefix}{target}"))
+    if not chosen:
+        return None
+    pictures = []
+    for rows_of_formula in chosen.values():
+        units = pd.concat(rows_of_formula, ignore_index=True)
+        metric = metric_name(str(units["metric"].iloc[0]))
+        n_without = int(units["score"].isna().sum())
+        caption = (
+            f"{metric} of every unit under the best layer of its region (blue) against the ceilings of the same units "
+            "(grey); dashed lines are medians."
+        )
+        if units["ceiling"].notna().any():
+            caption += " Below: one dot per unit; above the dashed line the score is below the ceiling."
+        if n_without:
+            caption += f" {_count(n_without, 'unit')} could not be scored."
+        medians = units.groupby("target", sort=False)["score"].median()
+        alt = f"Histograms of unit {metric}. Medians: " + "; ".join(f"{k} {v:.2f}" for k, v in medians.items()) + "."
+        pictures.append(_picture(figures.unit_histograms(units), alt, caption))
+    return Section("Unit scores against their ceilings", pictures)
+
+
+def _best_by_units(units: pd.DataFrame) -> tuple[str, str]:
+    """Where regions of the table are not those of the units: the layer with the highest mean score of units."""
+    means = units.groupby(["model", "layer"], sort=False)["score"].mean()
+    return means.fillna(-math.inf).idxmax()  # type: ignore[return-value]
+
+
+# --------------------------------------------------------------------------------------------------------- RDMs
+
+
+def _gallery_section(table: pd.DataFrame, evidence: list[tuple[pd.DataFrame, Evidence]]) -> Section | None:
+    pictures = []
+    for part, found in evidence:
+        if found.rdms is None:
+            continue
+        brain, model = brain_rdms(found.rdms), model_rdms(found.rdms)
+        shown = chosen_rdms(brain, model, best_layers(averaged(part)))
+        if not len(shown):
+            continue
+        n, most = shown.n_stimuli, MOST_STIMULI["gallery"]
+        caption = (
+            "Representational dissimilarity matrices: every row and column is a stimulus, every value how differently "
+            "two of them are represented, as a rank within its RDM. Blue: brain regions, the mean over subjects where "
+            "there are several; black: layers of models. Patterns that return from one RDM to the next are shared "
+            "structure."
+        )
+        total = sum(len(rdms) for rdms in (brain, model) if rdms is not None)
+        if len(shown) < total:
+            caption += f" {len(shown)} of {total} RDMs are shown, the best layers among them."
+        if n > most:
+            caption += f" Drawn from {most} of {n} stimuli, taken at even distances."
+        alt = "Pictures of RDMs: " + ", ".join(shown.table["label"].astype(str)) + "."
+        # Hundreds of stimuli are noise to an image compressor: a palette makes them a quarter of the size.
+        pictures.append(_picture(figures.rdm_gallery(shown, most), alt, caption, "palette" if n > 100 else "svg"))
+    return Section("RDM gallery", pictures) if pictures else None
+
+
+def brain_rdms(rdms: RDMs) -> RDMs | None:
+    """One brain RDM per region, the mean over subjects, labelled by the region where there are several subjects."""
+    if "kind" not in rdms.table or not (rdms.table["kind"] == "brain").any():
+        return None
+    brain = rdms[(rdms.table["kind"] == "brain").to_numpy()]
+    table = brain.table
+    regions = table["region"].fillna("").astype(str) if "region" in table else pd.Series("", index=table.index)
+    names = regions.where(regions != "", "brain")
+    one_each = names.nunique() == len(names)
+    labels = table["label"].astype(str) if one_each and "label" in table else names
+    described = pd.DataFrame({"kind": "brain", "region": names, "label": labels})
+    brain = RDMs(brain.vectors, brain.stimulus_ids, described, brain.method)
+    return brain if one_each else brain.mean(by="region")
+
+
+def model_rdms(rdms: RDMs) -> RDMs | None:
+    """The RDMs that are no brain's, with the columns model and layer."""
+    rows = (rdms.table["kind"] != "brain").to_numpy() if "kind" in rdms.table else np.ones(len(rdms), bool)
+    if not rows.any():
+        return None
+    model = rdms[rows]
+    text = {
+        column: model.table[column].fillna("").astype(str) if column in model.table else ""
+        for column in ("model", "layer", "label")
+    }
+    table = pd.DataFrame(text, index=model.table.index).assign(kind="model")
+    named = [layer_name(*pair) for pair in zip(table["model"], table["layer"], strict=True)]
+    table["label"] = [name or label for name, label in zip(named, table["label"], strict=True)]
+    return RDMs(model.vectors, model.stimulus_ids, table, model.method)
+
+
+def chosen_rdms(brain: RDMs | None, model: RDMs | None, best: Mapping[str, tuple[str, str]]) -> RDMs:
+    """At most 12: half of them brain regions at most, then the best layers, then others at even distances."""
+    stacks = []
+    if brain is not None:
+        most = MOST_RDMS if model is None else max(MOST_RDMS // 2, MOST_RDMS - len(model))
+        stacks.append(brain[: min(len(brain), most)])
+    if model is not None:
+        room = MOST_RDMS - sum(map(len, stacks))
+        names = list(zip(model.table["model"], model.table["layer"], strict=True))
+        wanted = list(dict.fromkeys(names.index(layer) for layer in best.values() if layer in names))[:room]
+        others = [row for row in range(len(model)) if row not in wanted]
+        spare = min(room - len(wanted), len(others))
+        picked = [others[k] for k in np.linspace(0, len(others) - 1, spare).round().astype(int)] if spare else []
+        stacks.append(model[sorted(wanted + picked)])
+    return RDMs.concatenate(stacks)
+
+
+def _map_section(table: pd.DataFrame, evidence: list[tuple[pd.DataFrame, Evidence]]) -> Section | None:
+    pictures = []
+    for part, found in evidence:
+        brain = brain_rdms(found.rdms) if found.rdms is not None else None
+        model = model_rdms(found.rdms) if found.rdms is not None else None
+        if brain is None or model is None:
+            continue
+        best = best_layers(averaged(part.assign(dataset="")))
+        pairs = []
+        for k, region in enumerate(brain.table["region"]):
+            layer = best.get(region)
+            rows = (
+                (model.table["model"] == layer[0]) & (model.table["layer"] == layer[1]) if layer else pd.Series([False])
+            )
+            if layer and rows.any():
+                pairs.append((region, brain[k], layer_name(*layer), model[rows.to_numpy()]))
+        if not pairs:
+            continue
+        n, most = brain.n_stimuli, MOST_STIMULI["map"]
+        thumbnails = found.thumbnails if found.thumbnails is not None and len(found.thumbnails) == n else None
+        caption = (
+            "The stimuli as each region (left of each pair) and its best layer arrange them, by classical "
+            "multidimensional scaling of their RDMs: near means alike. The map of a layer is rotated and mirrored to "
+            "lie closest to that of its region. Below each map: the share of the structure that two dimensions can "
+            "show; where it is small, distances mislead."
+        )
+        if n > most:
+            caption += f" {most} of {n} stimuli, taken at even distances."
+        if len(pairs) > MOST_MAPS:
+            caption += f" The first {MOST_MAPS} of {len(pairs)} regions."
+        fig = figures.stimulus_maps(pairs[:MOST_MAPS], thumbnails, most)
+        names = "; ".join(f"{region} beside {layer}" for region, _, layer, _ in pairs[:MOST_MAPS])
+        alt = f"Maps of the stimuli: {names}."
+        pictures.append(_picture(fig, alt, caption, "png" if thumbnails is not None else "svg"))
+    return Section("Maps of the stimuli", pictures) if pictures else None
+
+
+def _picture(figure: Figure, alt: str, caption: str, kind: str = "svg") -> Picture:
+    """The figure inside a data URI, as "svg", "png" or "palette" (png of 256 colours); the same bytes every time."""
+    file = io.BytesIO()
+    with mpl.rc_context(STYLE):
+        if kind == "svg":
+            nothing = dict.fromkeys(["Date", "Creator", "Format", "Type"])
+            figure.savefig(file, format="svg", metadata=nothing, dpi=200)
+        else:
+            figure.savefig(file, format="png", metadata={"Software": None}, dpi=170)
+    if kind == "palette":
+        image = Image.open(file).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+        image.save(file := io.BytesIO(), format="png", optimize=True)
+    mime = "image/svg+xml" if kind == "svg" else "image/png"
+    source = f"data:{mime};base64," + base64.b64encode(file.getvalue()).decode()
+    return Picture(source, alt, caption, round(figure.get_figwidth() * 100))
+
+
+# ----------------------------------------------------------------------------------------------- table and method
+
+
+def _table(table: pd.DataFrame) -> dict[str, Any]:
+    """Header and cells; a cell is (text, value to sort by), and numbers are told from text by their column."""
+    constants = [c for c in CONSTANTS if len(table) > 1 and table[c].nunique(dropna=False) == 1]
+    columns = [c for c in COLUMNS if c not in constants] + [c for c in table if c not in COLUMNS]
+    numbers = [c for c in columns if c in NUMBERS or pd.api.types.is_numeric_dtype(table[c])]
+    rows = [
+        [_cell(value) if column in numbers else (str(value), "") for column, value in zip(columns, row, strict=True)]
+        for row in table[columns].itertuples(index=False, name=None)
+    ]
+    shown = {c: _cell(table[c].iloc[0])[0] if c in NUMBERS else str(table[c].iloc[0]) for c in constants}
+    return {
+        "header": [(str(column), column in numbers) for column in columns],
+        "rows": rows,
+        "constants": {name: value for name, value in shown.items() if value not in ("", "–")},
+    }
+
+
+def _cell(value: Any) -> tuple[str, str]:
+    number = float(value) if value is not None and not pd.isna(value) else math.nan
+    if not math.isfinite(number):
+        return "–", ""
+    text = f"{number:.0f}" if isinstance(value, int | np.integer) else f"{number:.3f}"
+    return text.replace("-", "−"), repr(number)
+
+
+def _what(table: pd.DataFrame) -> str:
+    """What a table holds, as a heading."""
+    kinds = is_geometry(table)
+    kind = "RSA" if kinds.all() else "Encoding scores" if not kinds.any() else "Scores"
+    datasets = _listed([name for name in table["dataset"].unique() if name])
+    return f"{kind} of {datasets}" if datasets else kind
+
+
+def _making(made: Mapping[str, Any]) -> dict[str, str]:
+    """Provenance as one line of text per item."""
+    lines = {}
+    for name, value in made.items():
+        if isinstance(value, Mapping):
+            joint = " " if name == "versions" else " = "
+            lines[str(name)] = ", ".join(f"{key}{joint}{item}" for key, item in value.items())
+        else:
+            lines[str(name)] = str(value)
+    return {name: text for name, text in lines.items() if text}
