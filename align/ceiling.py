@@ -54,8 +54,9 @@ def split_half_ceiling(
         halves = brain.split_halves(seed=rng)
         agreement += _column_correlation(*(half.read() for half in halves))
     in_halves = np.array([half.presentations["n_repeats"].to_numpy(float) for half in halves])
-    noise = (1 / in_halves).mean(1)  # left in the mean of each half, in units of one presentation's
-    return _in_unit(full_reliability(agreement / n_splits, *noise, float((1 / in_halves.sum(0)).mean())), metric)
+    first, second = (float(share) for share in (1 / in_halves).mean(1))
+    full = float((1 / in_halves.sum(0)).mean())
+    return _in_unit(full_reliability(agreement / n_splits, first, second, full), metric)
 
 
 def full_reliability(r: ArrayLike, first: float, second: float, full: float) -> np.ndarray:

@@ -31,8 +31,9 @@ def unit_scores(predicted: np.ndarray, observed: np.ndarray, folds: Sequence[np.
     Returns
     -------
     ndarray of float64, shape (unit,)
-        A fold in which a unit's prediction (for r) or response is constant is left out of its mean; NaN if that
-        leaves none.
+        A fold in which the response is constant is left out of the mean; NaN if that leaves none. A constant
+        prediction correlates with nothing: its r is 0. (To leave such folds out would bias the mean, because whether
+        a fit found anything in its training rows depends on the rows of the other folds.)
     """
     ones = [np.ones((1, len(fold))) for fold in folds]
     return _mean_over_folds(predicted, observed, folds, ones, metric)[0]
@@ -101,7 +102,7 @@ def permutation_means(
         return np.full(n_permutations, np.nan)
     share = np.where(scored, 1.0, 0.0) / np.maximum(scored.sum(0), 1) / used.sum()  # of a fold and unit in the mean
     null = np.zeros(n_permutations)
-    for fold, weight in zip(folds, share, strict=True):
+    for fold, weight, per_fold_scores in zip(folds, share, per_fold, strict=True):
         units = weight > 0
         w = weight[units]
         p = predicted[fold][:, units].astype(np.float64)
@@ -111,7 +112,9 @@ def permutation_means(
         if metric == "r":
             p -= p.mean(0)
             constant = 0.0
-            matrix = (p * (w / np.sqrt((p * p).sum(0) * spread))) @ y.T
+            varies = per_fold_scores[units] != 0  # where r was set to 0, it stays 0 under every shuffle
+            norm = np.sqrt(np.where(varies, (p * p).sum(0) * spread, 1))
+            matrix = (p * np.where(varies, w / norm, 0)) @ y.T
         else:
             p -= observed[fold][:, units].astype(np.float64).mean(0)
             constant = float((w * (1 - ((p * p).sum(0) + spread) / spread)).sum())
@@ -159,5 +162,6 @@ def _fold_scores(predicted: np.ndarray, observed: np.ndarray, weights: np.ndarra
         if metric != "r":
             raise ValueError(unknown("metric", metric, METRICS))
         spread_p = pp - sum_p**2 / n
-        defined = (spread_y > floor * n) & (spread_p > floor * np.maximum(pp, floor))
-        return np.where(defined, (py - sum_p * sum_y / n) / np.sqrt(spread_p * spread_y), np.nan)
+        r = (py - sum_p * sum_y / n) / np.sqrt(spread_p * spread_y)
+        r = np.where(spread_p > floor * np.maximum(pp, floor), r, 0)
+        return np.where(spread_y > floor * n, r, np.nan)

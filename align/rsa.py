@@ -11,6 +11,7 @@ import pandas as pd
 
 from ..datasets.errors import unknown
 from ..datasets.rdms import RDMs
+from .ceiling import full_reliability
 from .compare import check_method as check_comparison
 from .compare import compare as compare_rdms
 from .compare import rsa_ceiling, similarities
@@ -25,7 +26,8 @@ from .provenance import provenance
 from .rdm import check_method, dissimilarities, features_rdms, recording_rdms, unit_groups, unit_responses
 from .score import Evidence, Score, tabulate
 
-N_SPLITS = 10  # random halvings of the repeats behind the ceiling of a single subject
+N_SPLITS = 10  # random halvings of repeats, or of subjects, behind the ceiling of a single RDM
+SUBJECTS = ("each", "average")
 
 
 def rsa(
@@ -36,6 +38,7 @@ def rsa(
     bootstrap: int = 1000,
     permutations: int = 1000,
     by: str = "region",
+    subjects: str = "each",
     seed: Seed = 0,
 ) -> pd.DataFrame:
     """Score every layer by the similarity of its RDM to those of the brain.
@@ -57,6 +60,9 @@ def rsa(
         Resamples of the stimuli for the interval, and shuffles of the stimulus labels for p; 0 leaves it out.
     by : str
         Column of ``brain.units`` (or ``brain.table``, where it may be absent) that tells regions apart.
+    subjects : {"each", "average"}
+        Compare with the RDM of each subject and average the similarities, or compare with the average of the
+        subjects' RDMs, which is less noisy and so scores higher against a higher ceiling.
     seed : int or numpy Generator
 
     Returns
@@ -92,6 +98,8 @@ def rsa(
     """
     check_method(rdm)
     check_comparison(compare)
+    if subjects not in SUBJECTS:
+        raise ValueError(unknown("subjects", subjects, SUBJECTS))
     for name, count in (("bootstrap", bootstrap), ("permutations", permutations)):
         if count < 0:
             raise ValueError(f"{name}={count!r}; expected a number of resamples, or 0 for none.")
@@ -99,6 +107,9 @@ def rsa(
     for_bootstrap, for_permutation, for_splits = np.random.default_rng(seed).spawn(3)
 
     brain_rdms, n_units = _brain_rdms(brain, rdm, by)
+    ceilings: dict[tuple[str, str], float] = {}
+    if subjects == "average":
+        brain_rdms, n_units, ceilings = _average_subjects(brain_rdms, n_units, compare, for_splits)
     model_rdms = _model_rdms(features, rdm, brain_rdms.stimulus_ids)
     similarity = compare_rdms(model_rdms, brain_rdms, compare)
     resampled = bootstrap_similarities(model_rdms, brain_rdms, compare, bootstrap, for_bootstrap)
@@ -106,7 +117,7 @@ def rsa(
 
     regions = _regions(brain_rdms, by)
     alone = [int(region.rows[0]) for region in regions if len(region.rows) == 1]
-    split_half = _split_half_ceilings(brain, brain_rdms[alone], rdm, compare, by, for_splits)
+    ceilings = _split_half_ceilings(brain, brain_rdms[alone], rdm, compare, by, for_splits) | ceilings
     models, layers = _text(model_rdms.table, "model", ""), _text(model_rdms.table, "layer", "")
 
     def over_subjects(samples: np.ndarray) -> np.ndarray:
@@ -125,7 +136,7 @@ def rsa(
         if len(region.rows) > 1:
             ceiling_low, ceiling = rsa_ceiling(brain_rdms[region.rows], compare)
         else:
-            ceiling_low, ceiling = float("nan"), split_half.get((region.subject, region.name), float("nan"))
+            ceiling_low, ceiling = float("nan"), ceilings.get((region.subject, region.name), float("nan"))
         for k in range(len(model_rdms)):
             scores.append(
                 Score(
@@ -143,7 +154,7 @@ def rsa(
                     p=float(p[r, k]),
                     n_units=int(n_units[region.rows].sum()),
                     n_stimuli=brain_rdms.n_stimuli,
-                    formula=_formula(model_rdms.method or "rdm", compare, bootstrap, permutations),
+                    formula=_formula(model_rdms.method or "rdm", compare, subjects, bootstrap, permutations),
                     seed=int(seed) if isinstance(seed, (int, np.integer)) else None,
                 )
             )
@@ -163,7 +174,7 @@ def rsa(
     return tabulate(scores, evidence)
 
 
-def thumbnails(stimuli: Any, ids: Sequence[str], size: int = 48, most: int = 200) -> np.ndarray | None:
+def thumbnails(stimuli: Any, ids: Sequence[str], size: int = 48, most: int = 1000) -> np.ndarray | None:
     """Small pictures of the stimuli `ids`, in that order, for the figures of a report.
 
     Returns
@@ -245,6 +256,37 @@ def _text(table: pd.DataFrame, column: str, default: str) -> list[str]:
     return table[column].astype(str).tolist() if column in table else [default] * len(table)
 
 
+def _average_subjects(
+    each: RDMs, n_units: np.ndarray, compare: str, rng: np.random.Generator
+) -> tuple[RDMs, np.ndarray, dict[tuple[str, str], float]]:
+    """The average RDM of every region, the units behind it, and its ceiling from random halves of the subjects."""
+    stacks, counts = [], []
+    ceilings: dict[tuple[str, str], float] = {}
+    for region in _regions(each, "region"):
+        members, n = each[region.rows], len(region.rows)
+        stack = members.mean()
+        subject = f"average of {n}" if n > 1 else region.subject
+        label = " ".join(filter(None, (region.name, subject)))
+        table = pd.DataFrame([{"kind": "brain", "region": region.name, "subject": subject, "label": label}])
+        stacks.append(RDMs(stack.vectors, each.stimulus_ids, table, each.method, each.stimuli))
+        counts.append(n_units[region.rows].sum())
+        if n > 1:
+            agreement = []
+            for _ in range(N_SPLITS):
+                order = rng.permutation(n)
+                one, other = (members[part].mean().vectors.astype(np.float64) for part in np.array_split(order, 2))
+                agreement.append(similarities(one, other, compare)[0, 0])
+            ceilings[subject, region.name] = _root_reliability(float(np.mean(agreement)), n)
+    return RDMs.concatenate(stacks), np.array(counts), ceilings
+
+
+def _root_reliability(agreement: float, n: int) -> float:
+    """Ceiling of an RDM behind which are `n` repeats or subjects, from the similarity of two halves of them."""
+    n_first = n // 2
+    reliability = float(full_reliability(agreement, 1 / n_first, 1 / (n - n_first), 1 / n))
+    return float(np.sqrt(reliability)) if reliability > 0 else float("nan")
+
+
 def _split_half_ceilings(
     brain: Any, single: RDMs, method: str, compare: str, by: str, rng: np.random.Generator
 ) -> dict[tuple[str, str], float]:
@@ -267,13 +309,15 @@ def _split_half_ceilings(
                     for half in halves
                 )
                 split[k] = similarities(one, other, compare)[0, 0]
+        repeats = recording.average_repeats().presentations["n_repeats"]
         for region, r in zip(table["region"], agreement.mean(0), strict=True):
-            ceilings[str(subject), region] = float(np.sqrt(2 * r / (1 + r))) if r > 0 else float("nan")
+            ceilings[str(subject), region] = _root_reliability(r, round(repeats.mean())) if r > 0 else float("nan")
     return ceilings
 
 
-def _formula(method: str, compare: str, bootstrap: int, permutations: int) -> str:
-    parts = [f"rsa-{method}-{compare}-1: mean over subjects"]
+def _formula(method: str, compare: str, subjects: str, bootstrap: int, permutations: int) -> str:
+    over = "mean over subjects" if subjects == "each" else "RDM averaged over subjects"
+    parts = [f"rsa-{method}-{compare}-1: {over}"]
     if bootstrap:
         parts.append("ci: bootstrap over stimuli")
     if permutations:

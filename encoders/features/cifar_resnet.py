@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from collections import OrderedDict
 from pathlib import Path
 
 import torch
@@ -30,7 +32,10 @@ class _Block(nn.Module):
 
 
 class CifarResNet(nn.Module):
-    """ResNet of depth ``6 n + 2``: three stages of n blocks with 16, 32 and 64 channels.
+    """ResNet of depth ``6 n + 2``: ``conv1``, then three stages of n blocks with 16, 32 and 64 channels.
+
+    Like the stages, ``conv1`` is the rectified map that the next one reads; the convolution alone, a linear filter of
+    the pixels, is ``conv1.conv``.
 
     Parameters
     ----------
@@ -45,15 +50,12 @@ class CifarResNet(nn.Module):
         n_blocks, rest = divmod(depth - 2, 6)
         if rest or n_blocks < 1:
             raise ValueError(f"depth={depth} is not 6 n + 2")
-        self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(16)
+        stem = {"conv": nn.Conv2d(3, 16, 3, padding=1, bias=False), "bn": nn.BatchNorm2d(16), "relu": nn.ReLU()}
+        self.conv1 = nn.Sequential(OrderedDict(stem))
         self.layer1 = self._stage(16, 16, n_blocks, 1)
         self.layer2 = self._stage(16, 32, n_blocks, 2)
         self.layer3 = self._stage(32, 64, n_blocks, 2)
         self.linear = nn.Linear(64, n_classes)
-        for part in self.modules():
-            if isinstance(part, nn.Conv2d | nn.Linear):
-                nn.init.kaiming_normal_(part.weight)
 
     @staticmethod
     def _stage(n_in: int, n_out: int, n_blocks: int, stride: int) -> nn.Sequential:
@@ -61,8 +63,7 @@ class CifarResNet(nn.Module):
         return nn.Sequential(first, *(_Block(n_out, n_out, 1) for _ in range(n_blocks - 1)))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = F.relu(self.bn1(self.conv1(x)))
-        x = self.layer3(self.layer2(self.layer1(x)))
+        x = self.layer3(self.layer2(self.layer1(self.conv1(x))))
         return self.linear(x.mean((2, 3)))
 
 
@@ -75,7 +76,9 @@ def load_state(path: Path) -> dict[str, torch.Tensor]:
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise ValueError(f"weights={path} is not a checkpoint of plain tensors: {error}") from error
     state = checkpoint.get("state_dict", checkpoint)
-    return {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    stem = {"conv1.weight": "conv1.conv.weight"}
+    names = {name: name.removeprefix("module.") for name in state}
+    return {stem.get(short, re.sub(r"^bn1\.", "conv1.bn.", short)): state[name] for name, short in names.items()}
 
 
 def _register(depth: int) -> None:

@@ -86,11 +86,9 @@ def _image_settings(name: str, config: Any) -> dict[str, Any]:
     }
 
 
-def _pair(size: Any) -> tuple[int, int]:
+def _pair(size: dict[str, int] | list[int] | int) -> tuple[int, int]:
     """Height and width from any of the ways in which preprocessor_config.json writes them."""
     if isinstance(size, dict):
         height = size["shortest_edge"] if "shortest_edge" in size else size["height"]
-        return int(height), int(size.get("width", height))
-    if isinstance(size, list | tuple):
-        return int(size[0]), int(size[1])
-    return int(size), int(size)
+        return height, size.get("width", height)
+    return (size, size) if isinstance(size, int) else (size[0], size[1])

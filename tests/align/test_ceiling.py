@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+
 from neuralign import align
 from neuralign.align.ceiling import full_reliability
 from neuralign.datasets import Recording

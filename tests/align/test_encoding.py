@@ -5,12 +5,13 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
-from neuralign import align
-from neuralign.datasets import Recording
-from neuralign.encoders import Features, RidgeCV
 from scipy.stats import pearsonr
 from sklearn.linear_model import LinearRegression, Ridge
 from sklearn.preprocessing import StandardScaler
+
+from neuralign import align
+from neuralign.datasets import Recording
+from neuralign.encoders import Features, RidgeCV
 
 N, P, V = 60, 8, 5
 IDS = tuple(f"s{i:02d}" for i in range(N))
@@ -55,7 +56,9 @@ def test_score_equals_a_plain_loop():
 def test_rows_are_joined_by_id_and_not_by_place():
     X, brain = make()
     order = np.random.default_rng(1).permutation(N)
-    shuffled = feats(np.concatenate([X[order], np.zeros((3, P), np.float32)]), [IDS[i] for i in order] + ["x", "y", "z"])
+    shuffled = feats(
+        np.concatenate([X[order], np.zeros((3, P), np.float32)]), [IDS[i] for i in order] + ["x", "y", "z"]
+    )
     a = align.score(feats(X), brain, **QUICK)
     b = align.score(shuffled, brain, **QUICK)
     pd.testing.assert_frame_equal(a, b)

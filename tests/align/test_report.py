@@ -1,24 +1,10 @@
 """The page of a report and the figures in it."""
 
-import base64
-import re
-import subprocess
-import sys
-from html.parser import HTMLParser
-
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
-import pytest
-from scipy.spatial import procrustes
-from scipy.spatial.distance import pdist, squareform
+from scipy.spatial.distance import pdist
 
-from neuralign import align
-from neuralign.align.report import figures, page
-from neuralign.align.report.geometry import classical_mds, even_rows, evenly, onto, ranked
-from neuralign.align.report.style import clip
-from neuralign.align.report.summary import averaged, best_layers, headlines, percent, short
-from neuralign.align.score import COLUMNS, Evidence, Score, tabulate
+from neuralign.align.score import Evidence, Score, tabulate
 from neuralign.datasets.rdms import RDMs
 
 REGIONS = ("V1", "V2", "V4", "IT")

@@ -242,7 +242,7 @@ def test_thumbnails():
 
     assert thumbnails(Pictures(), ["7", "8"]).shape == (2, 48, 48, 3)
     assert thumbnails(Pictures(), ["7", "8"], size=4)[0, 0, 0, 0] == 7
-    assert thumbnails(Pictures(), ["7"] * 201) is None
+    assert thumbnails(Pictures(), ["7"] * 1001) is None
     assert thumbnails(None, ["7"]) is None
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+
 from neuralign.datasets import StimulusSet
 from neuralign.datasets.filters import EarlyVision, gabor_bank, luminance, texture_statistics
 from neuralign.encoders import extract

@@ -6,13 +6,14 @@ import textwrap
 import numpy as np
 import pytest
 import torch
+from torch import nn
+
 from neuralign.datasets import StimulusSet
 from neuralign.encoders import Features, ImageInputs, extract, load_model
 from neuralign.encoders.features.extract import module_digest
 from neuralign.encoders.features.hooks import choose, trace
 from neuralign.encoders.features.reduce import parse_reduction
 from neuralign.encoders.features.store import Entry
-from torch import nn
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+
 from neuralign.datasets import StimulusSet
 from neuralign.encoders import extract, load_model
 
