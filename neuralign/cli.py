@@ -186,6 +186,7 @@ def rsa(
     select: Select = None,
     rdm: Annotated[str, typer.Option(help="Dissimilarity of two stimuli.")] = "correlation",
     compare: Annotated[str, typer.Option(help="Similarity of two RDMs.")] = "rho-a",
+    subjects: Annotated[str, typer.Option(help="Compare with `each` subject's RDM or with their `average`.")] = "each",
     pool: Pool = 0,
     controls: Controls = True,
     bootstrap: Bootstrap = 1000,
@@ -201,7 +202,14 @@ def rsa(
     brain = _brain(dataset, root, regions, subject, session, select)
     features = _features(model, brain.stimuli, layers, weights, pool, controls, seed, device)
     table = align.rsa(
-        features, brain, rdm=rdm, compare=compare, bootstrap=bootstrap, permutations=permutations, seed=seed
+        features,
+        brain,
+        rdm=rdm,
+        compare=compare,
+        bootstrap=bootstrap,
+        permutations=permutations,
+        subjects=subjects,
+        seed=seed,
     )
     _finish(table, as_json, out)
 
