@@ -76,8 +76,10 @@ def score(
     pandas.DataFrame
         One row per model, layer, subject, value of `by` and metric; see `Score`. The score is the mean over units of
         the mean over folds; the ceiling is the mean over the same units, a unit whose repeats do not agree counting
-        as 0; the normalised score is their ratio. Intervals generalise over stimuli, with the fitted encoders as they
-        are; p is one-sided. ``table.attrs["evidence"].units`` holds the score of every unit.
+        as 0; the normalised score is their ratio. Intervals (basic bootstrap) generalise over stimuli, with the
+        fitted encoders as they are; those of r2 reach higher above the score than below it, because a mean that is
+        estimated within each fold lowers r2. p is one-sided. ``table.attrs["evidence"].units`` holds the score of
+        every unit.
 
     Raises
     ------

@@ -8,6 +8,8 @@ import json
 import math
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,12 +79,21 @@ def load_results(path: str | Path) -> pd.DataFrame:
         raise ValueError(f"path={str(path)!r} is a folder; expected a file saved by save_results.")
     if not path.is_file():
         raise FileNotFoundError(f"no results at {path}.")
+    if suffix == ".h5":
+        from ..datasets.storage import open_saved
+
+        with open_saved(path, CONTENT) as file, _reading(path):
+            return _read_hdf5(file)
+    with _reading(path):
+        text = path.read_text(encoding="utf-8-sig")
+        return _typed(_parse_csv(text) if suffix == ".csv" else _parse_json(text))
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Whatever goes wrong with the content of a file becomes a ValueError that names the file."""
     try:
-        if suffix == ".csv":
-            return _typed(_parse_csv(path.read_text(encoding="utf-8-sig")))
-        if suffix == ".json":
-            return _typed(_parse_json(path.read_text(encoding="utf-8")))
-        return _load_hdf5(path)
+        yield
     except (ValueError, KeyError, OSError, RuntimeError) as error:
         raise ValueError(
             f"{path} is not a whole file of results ({str(error).strip()}); save it again with save_results."
@@ -155,15 +166,21 @@ def _parse_csv(text: str) -> pd.DataFrame:
     # A last line that was cut off inside its last field still has every field, but not its end.
     if ragged or not text.endswith("\n"):
         raise ValueError(f"row {ragged[0] if ragged else len(rows)} of {len(rows)} is cut off")
-    # Only numbers have missing values: a region may be called NA, a subject 01 and a layer nothing at all.
-    text_columns = [column for column in rows[0] if column not in NUMBERS]
-    return pd.read_csv(
-        io.StringIO(text),
-        dtype=dict.fromkeys(text_columns, str),
-        keep_default_na=False,
-        na_values={column: [""] for column in NUMBERS if column in rows[0]},
-        float_precision="round_trip",
-    )
+    columns = {}
+    for name, *values in zip(*rows, strict=True):
+        # Only numbers have missing values: a region may be called NA, a subject 01 and a layer nothing at all.
+        columns[name] = values if name in TEXT else _numbers(values, strict=name in NUMBERS)
+    return pd.DataFrame(columns)
+
+
+def _numbers(texts: list[str], strict: bool) -> list[Any]:
+    """Texts as exact numbers; text that is none is an error, or if not `strict` leaves the column as it is."""
+    try:
+        return [math.nan if text == "" else int(text) if text.lstrip("-").isdigit() else float(text) for text in texts]
+    except ValueError:
+        if strict:
+            raise
+        return texts
 
 
 def _parse_json(text: str) -> pd.DataFrame:
@@ -206,30 +223,25 @@ def _save_hdf5(table: pd.DataFrame, path: Path) -> None:
             group.create_dataset("thumbnails", data=evidence.thumbnails, compression="gzip", shuffle=True)
 
 
-def _load_hdf5(path: Path) -> pd.DataFrame:
-    from ..datasets.storage import open_saved, read_table
+def _read_hdf5(file: h5py.File) -> pd.DataFrame:
+    from ..datasets.storage import read_table
 
-    with open_saved(path, CONTENT) as file:
-        table = _typed(read_table(file["table"]))
-        if "evidence" not in file:
-            return table
-        group = file["evidence"]
-        rdms = None
-        if "rdms" in group:
-            stored = group["rdms"]
-            rdms = RDMs(
-                stored["vectors"][()],
-                stored["stimulus_ids"].asstr()[()].tolist(),
-                read_table(stored["table"]),
-                str(stored.attrs["method"]),
-            )
-        table.attrs["evidence"] = Evidence(
-            units=_read_units(group) if "units" in group else pd.DataFrame(),
-            rdms=rdms,
-            thumbnails=group["thumbnails"][()] if "thumbnails" in group else None,
-            provenance=json.loads(group.attrs["provenance"]),
-        )
+    table = _typed(read_table(file["table"]))
+    if "evidence" not in file:
         return table
+    group = file["evidence"]
+    rdms = None
+    if "rdms" in group:
+        stored = group["rdms"]
+        ids = stored["stimulus_ids"].asstr()[()].tolist()
+        rdms = RDMs(stored["vectors"][()], ids, read_table(stored["table"]), str(stored.attrs["method"]))
+    table.attrs["evidence"] = Evidence(
+        units=_read_units(group) if "units" in group else pd.DataFrame(),
+        rdms=rdms,
+        thumbnails=group["thumbnails"][()] if "thumbnails" in group else None,
+        provenance=json.loads(group.attrs["provenance"]),
+    )
+    return table
 
 
 def _write_units(parent: h5py.Group, units: pd.DataFrame) -> None:

@@ -108,6 +108,11 @@ class RDMs:
         self.method = method
         self.stimuli = stimuli
 
+    @property
+    def name(self) -> str:
+        """Name of the dataset, which its stimuli know."""
+        return str(getattr(self.stimuli, "name", ""))
+
     @classmethod
     def from_matrices(
         cls,

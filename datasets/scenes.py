@@ -133,8 +133,9 @@ def _paint(
 ) -> None:
     """Draw one object into `image`; centre and radius in fractions of the image's width."""
     size = image.shape[0]
-    left, right = (int(np.clip((centre[0] + s * radius * 1.1) * size, 0, size)) for s in (-1, 1))
-    top, bottom = (int(np.clip((centre[1] + s * radius * 1.1) * size, 0, size)) for s in (-1, 1))
+    reach = 1.3 * radius  # the head of a long tool juts out
+    left, right = (int(np.clip((centre[0] + s * reach) * size, 0, size)) for s in (-1, 1))
+    top, bottom = (int(np.clip((centre[1] + s * reach) * size, 0, size)) for s in (-1, 1))
     y, x = np.mgrid[top:bottom, left:right] + 0.5
     u, v = (x / size - centre[0]) / radius, (y / size - centre[1]) / radius
     patch = image[top:bottom, left:right]
@@ -190,4 +191,5 @@ def scenes(n_stimuli: int, size: int, rng: np.random.Generator) -> tuple[np.ndar
                 | dict(zip(ATTRIBUTES[category], attributes, strict=True))
             )
         images[scene] = np.round(image * 255)
-    return images, pd.DataFrame(objects)
+    names = [name for attributes in ATTRIBUTES.values() for name in attributes]
+    return images, pd.DataFrame(objects, columns=["scene", "category", "x", "y", "size", *names])

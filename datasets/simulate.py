@@ -57,6 +57,12 @@ def visual_cortex(
     rng = np.random.default_rng(seed)
     images, objects = scenes(n_stimuli, IMAGE_SIZE, rng)
     ids = np.array([f"scene-{i:05d}" for i in range(1, n_stimuli + 1)])
+    for name, category in PREFERRED.items():
+        if category not in set(objects["category"]):
+            raise ValueError(
+                f"n_stimuli={n_stimuli}: none of these scenes shows a {category}, so {name} has no signal; "
+                "take more scenes or another seed"
+            )
     objects.insert(0, "stimulus", ids[objects.pop("scene")])
     stimuli = StimulusSet.from_images(images, ids=list(ids), objects=objects)
 
@@ -189,4 +195,17 @@ def load_simulated(
     root: Path | None = None, n_stimuli: Any = 600, n_units: Any = 1200, n_repeats: Any = 3, seed: Any = 0
 ) -> Recording:
     """Registry entry of `visual_cortex`; numbers may come as text from the command line."""
-    return visual_cortex(int(n_stimuli), int(n_units), int(n_repeats), int(seed))
+    return visual_cortex(
+        _whole("n_stimuli", n_stimuli), _whole("n_units", n_units), _whole("n_repeats", n_repeats), _whole("seed", seed)
+    )
+
+
+def _whole(argument: str, value: Any) -> int:
+    try:
+        number = int(value)
+        exact = isinstance(value, str) or number == value
+    except (TypeError, ValueError, OverflowError):
+        exact = False
+    if not exact:
+        raise ValueError(f"{argument}={value!r}; expected a whole number")
+    return number

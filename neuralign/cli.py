@@ -6,6 +6,8 @@ import json
 import logging
 import sys
 import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,23 +26,56 @@ app = typer.Typer(
 datasets_app = typer.Typer(help="List datasets, show one, check its files.", invoke_without_command=True)
 app.add_typer(datasets_app, name="datasets")
 
-ModelArg = Annotated[str, typer.Argument(help="Model, or several separated by commas; see `neuralign models`.")]
-DatasetArg = Annotated[str, typer.Argument(help="Dataset, see `neuralign datasets`, or an .h5 file of a Recording.")]
+
+def _can_write(out: Path | None) -> Path | None:
+    """Refuse a place for results before hours of computation go into them."""
+    if out is not None:
+        from .align.results import check_target
+
+        check_target(out)
+    return out
+
+
+def _can_save(out: Path | None) -> Path | None:
+    if out is not None:
+        from .align.results import SUFFIXES
+        from .datasets.errors import unknown
+
+        known = (".html", *SUFFIXES)
+        if out.suffix.lower() not in known:
+            raise ValueError(unknown("suffix of --out", out.suffix, known, f"Found {str(out)!r}."))
+    return _can_write(out)
+
+
+ModelArg = Annotated[
+    str, typer.Argument(metavar="MODEL", help="Model, or several separated by commas; see `neuralign models`.")
+]
+DatasetArg = Annotated[
+    str, typer.Argument(metavar="DATASET", help="Dataset, see `neuralign datasets`, or an .h5 file of a Recording.")
+]
+NameArg = Annotated[str, typer.Argument(metavar="NAME", help="One of `neuralign datasets`.")]
 Root = Annotated[Path | None, typer.Option(help="Folder with the dataset; default below $NEURALIGN_DATA.")]
 Weights = Annotated[Path | None, typer.Option(help="File or folder with the weights; default below $NEURALIGN_DATA.")]
 Layers = Annotated[str | None, typer.Option(help="Layers or patterns separated by commas, or `all`.")]
 Regions = Annotated[str | None, typer.Option(help="Regions separated by commas; default all.")]
 Subject = Annotated[str | None, typer.Option(help="Subject.")]
 Session = Annotated[str | None, typer.Option(help="Session.")]
-Select = Annotated[list[str] | None, typer.Option(help="Any other selector of the dataset, as key=value.")]
+Select = Annotated[
+    list[str] | None, typer.Option(metavar="KEY=VALUE", help="Any other selector of the dataset; may be repeated.")
+]
 Seed = Annotated[int, typer.Option(help="Seed of folds, resampling and untrained weights.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
-Pool = Annotated[int, typer.Option(help="Average maps into a grid of this many cells a side; 0 keeps every place.")]
+Pool = Annotated[
+    int, typer.Option(min=0, help="Average maps into a grid of this many cells a side; 0 keeps every place.")
+]
 Controls = Annotated[bool, typer.Option(help="Also score pixels and an untrained copy of each model.")]
-Bootstrap = Annotated[int, typer.Option(help="Draws of stimuli behind the interval.")]
-Permutations = Annotated[int, typer.Option(help="Shuffles of stimuli behind p.")]
+Bootstrap = Annotated[int, typer.Option(min=0, help="Draws of stimuli behind the interval; 0 for none.")]
+Permutations = Annotated[int, typer.Option(min=0, help="Shuffles of stimuli behind p; 0 for none.")]
 Json = Annotated[bool, typer.Option("--json", help="Print records as JSON instead of a table.")]
-Out = Annotated[Path | None, typer.Option(help="Also write .html (report), .h5 (all), .csv or .json (table).")]
+Out = Annotated[
+    Path | None,
+    typer.Option(callback=_can_save, help="Also write .html (report), .h5 (all), .csv or .json (table)."),
+]
 
 
 def _version(show: bool) -> None:
@@ -51,20 +86,25 @@ def _version(show: bool) -> None:
 
 @app.callback()
 def _common(
-    debug: Annotated[bool, typer.Option(help="Show the traceback of an error; may stand anywhere.")] = False,
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error; may stand anywhere.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it and exit.")
+    ] = False,
 ) -> None:
     pass
 
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Where the report goes.")] = Path("report.html"),
+    out: Annotated[Path, typer.Option(callback=_can_write, help="Where the report goes.")] = Path("report.html"),
     seed: Seed = 0,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Score five models against a simulated subject whose computations are known, and write a report."""
+    """Score five models against a simulated subject; write a report.
+
+    The computations of the subject's regions are known, so that the table can be checked at a glance.
+    """
     from .demo import run, summary
 
     encoding, geometry = run(out, seed=seed, device=device)
@@ -82,43 +122,45 @@ def datasets_list(context: typer.Context, as_json: Json = False) -> None:
     if context.invoked_subcommand is None:
         from . import datasets
 
-        _print_table(datasets.list(), as_json)
+        _print_table(datasets.list(), as_json, ["name", "found", "modality", "title"])
 
 
 @datasets_app.command("info")
-def datasets_info(name: str) -> None:
+def datasets_info(name: NameArg) -> None:
     """Show a dataset's card: citation, licence, where to get it."""
-    from dataclasses import fields
-
     from . import datasets
 
     card = datasets.info(name)
-    for field in fields(card):
-        value = getattr(card, field.name)
-        if isinstance(value, dict):
-            value = "; ".join(f"{key}: {text}" for key, text in value.items())
-        if field.name == "files":
-            value = ", ".join(file.path for file in value)
-        elif isinstance(value, tuple):
-            value = ", ".join(map(str, value))
-        if value not in ("", None):
-            typer.echo(f"{field.name:12} {value}")
+    _print_card(
+        {
+            **{key: getattr(card, key) for key in ("name", "title", "citation", "licence", "modality", "source")},
+            "files": [file.path for file in card.files],
+            "folders": card.folders,
+            "selection": [f"{key}: {meaning}" for key, meaning in card.selection.items()],
+            "notes": card.notes,
+        }
+    )
 
 
 @datasets_app.command("check")
-def datasets_check(name: str, root: Root = None, as_json: Json = False) -> None:
+def datasets_check(name: NameArg, root: Root = None, as_json: Json = False) -> None:
     """Verify the files of a dataset; exit code 1 when something is wrong."""
     from . import datasets
 
     table = datasets.check(name, root)
-    _print_table(table, as_json)
-    if not (table["status"] == "ok").all():
+    if table.empty and not as_json:
+        typer.echo(f"{name} needs no files")
+    else:
+        _print_table(table, as_json)
+    intact = table["status"].str.startswith(("as expected", "there;"))
+    if not intact.all():
+        typer.echo(f"{(~intact).sum()} of {len(table)} files are absent or damaged", err=True)
         raise typer.Exit(1)
 
 
 @app.command()
 def models(
-    name: Annotated[str | None, typer.Argument(help="Show this model's card and layers.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Show this model's card and layers.")] = None,
     weights: Weights = None,
     as_json: Json = False,
 ) -> None:
@@ -131,13 +173,17 @@ def models(
         cards = encoders.model_cards()
         columns = ["name", "title", "modality", "layers", "licence"]
         rows = [[c.name, c.title, c.modality, ", ".join(c.layers), c.licence] for c in cards]
-        _print_table(pd.DataFrame(rows, columns=columns), as_json)
+        _print_table(pd.DataFrame(rows, columns=columns), as_json, ["name", "modality", "layers", "title"])
         return
     from .demo import layer_table
 
     model = encoders.load_model(name, weights)
     if model.card is not None and not as_json:
-        typer.echo(f"{model.card.title}\n{model.card.citation}\n")
+        shown = {key: getattr(model.card, key) for key in ("title", "citation", "licence", "source")}
+        if model.name != model.card.name:
+            shown |= {"note": f"{model.name} has the architecture of this model and random weights"}
+        _print_card({"name": model.name, **shown})
+        typer.echo()
     _print_table(layer_table(model), as_json)
 
 
@@ -152,7 +198,7 @@ def score(
     subject: Subject = None,
     session: Session = None,
     select: Select = None,
-    cv: Annotated[int, typer.Option(help="Outer folds.")] = 5,
+    cv: Annotated[int, typer.Option(min=2, help="Outer folds.")] = 5,
     pool: Pool = 6,
     controls: Controls = True,
     bootstrap: Bootstrap = 1000,
@@ -162,7 +208,10 @@ def score(
     as_json: Json = False,
     out: Out = None,
 ) -> None:
-    """Predict responses from a model's layers by cross-validated ridge regression."""
+    """Predict responses from a model's layers by ridge regression.
+
+    Scores are of stimuli that the fit has not seen, in outer folds; the penalty is chosen within the other folds.
+    """
     from . import align
     from .encoders import RidgeCV
 
@@ -196,11 +245,19 @@ def rsa(
     as_json: Json = False,
     out: Out = None,
 ) -> None:
-    """Compare the geometry of a model's layers with that of regions."""
-    from . import align
+    """Compare the geometry of a model's layers with that of regions.
+
+    Where the dataset brings RDMs, a model may also be `rdms:SOURCE`, another source of the same dataset.
+    """
+    from . import align, datasets
 
     brain = _brain(dataset, root, regions, subject, session, select)
-    features = _features(model, brain.stimuli, layers, weights, pool, controls, seed, device)
+    names = _split(model) or []
+    given = [name.removeprefix("rdms:") for name in names if name.startswith("rdms:")]
+    shown = [name for name in names if not name.startswith("rdms:")]
+    features = [datasets.load(dataset, root, source=source) for source in given]
+    if shown:
+        features += _features(",".join(shown), brain.stimuli, layers, weights, pool, controls, seed, device)
     table = align.rsa(
         features,
         brain,
@@ -216,8 +273,11 @@ def rsa(
 
 @app.command()
 def report(
-    results: Annotated[list[Path], typer.Argument(help="Result files (.h5 of --out; .csv or .json show less).")],
-    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
+    results: Annotated[
+        list[Path],
+        typer.Argument(metavar="RESULT", help="Result files (.h5 of --out; .csv or .json show less)."),
+    ],
+    out: Annotated[Path, typer.Option(callback=_can_write, help="The page to write.")] = Path("report.html"),
 ) -> None:
     """Make one HTML page of result files."""
     from . import align
@@ -239,20 +299,26 @@ def _brain(
 ) -> Any:
     """The data, with what its loader cannot select selected afterwards."""
     from . import datasets
+    from .datasets.errors import unknown
 
     chosen: dict[str, Any] = {"subject": subject, "session": session, "region": _split(regions)}
     for item in select or []:
         key, equals, value = item.partition("=")
         if not equals:
-            raise ValueError(f"--select {item!r}: expected key=value")
+            raise ValueError(f"--select {item!r}: expected KEY=VALUE")
         chosen[key] = value
     chosen = {key: value for key, value in chosen.items() if value is not None}
     if dataset.endswith(".h5"):
-        brain, own = datasets.Recording.load(dataset), set()
+        offered: Mapping[str, str] = {}
+        brain = datasets.Recording.load(dataset)
     else:
-        own = set(datasets.info(dataset).selection) & set(chosen)
-        brain = datasets.load(dataset, root, **{key: chosen[key] for key in own})
-    rest = {key: value for key, value in chosen.items() if key not in own}
+        offered = datasets.info(dataset).selection
+        brain = datasets.load(dataset, root, **{key: chosen[key] for key in offered if key in chosen})
+    rest = {key: value for key, value in chosen.items() if key not in offered}
+    columns = [column for axis in ("presentations", "units", "events", "table") for column in getattr(brain, axis, ())]
+    for key in rest:
+        if key not in columns:
+            raise ValueError(unknown("selector", key, dict.fromkeys([*offered, *columns])))
     return brain.select(**rest) if rest else brain
 
 
@@ -267,19 +333,20 @@ def _features(
     device: str,
 ) -> list[Any]:
     from . import encoders
-    from .encoders.features.registry import controls_of
+    from .encoders.features.registry import UNTRAINED, controls_of
 
     if stimuli is None:
         raise ValueError("the dataset brings no stimuli, so that no model can be shown them")
-    names = _split(model) or []
+    names = _split(model)
+    if not names:
+        raise ValueError(f"model={model!r} names no model; see `neuralign models`")
     loaded = {name: encoders.load_model(name, weights, seed=seed) for name in names}
     if controls:
         loaded |= {name: encoders.load_model(name, seed=seed) for name in controls_of(names, stimuli.kind)}
     reduce = pool or None if stimuli.kind == "image" else None
+    asked = {*names, *(name + UNTRAINED for name in names)}  # pixels as a control have layers of their own
     return [
-        encoders.extract(
-            built, stimuli, layers if name.removesuffix("-untrained") in names else None, reduce=reduce, device=device
-        )
+        encoders.extract(built, stimuli, layers if name in asked else None, reduce=reduce, device=device)
         for name, built in loaded.items()
     ]
 
@@ -289,7 +356,7 @@ def _finish(table: Any, as_json: bool, out: Path | None) -> None:
     from .demo import readable
 
     if out is not None:
-        if out.suffix == ".html":
+        if out.suffix.lower() == ".html":
             align.report(table, out)
         else:
             align.save_results(table, out)
@@ -307,29 +374,62 @@ def _print_json(*tables: Any) -> None:
     typer.echo(json.dumps(records, indent=1))
 
 
-def _print_table(table: Any, as_json: bool) -> None:
+def _print_table(table: Any, as_json: bool, shown: Sequence[str] | None = None) -> None:
+    """Everything as JSON; for eyes the columns `shown`, or all."""
+    from .demo import aligned
+
     if as_json:
         _print_json(table)
     else:
-        typer.echo(table.to_string(index=False, justify="left"))
+        typer.echo(aligned(table if shown is None else table[list(shown)]))
+
+
+def _print_card(card: Mapping[str, str | Sequence[str]]) -> None:
+    """One field a line, the items of a list below each other; empty fields are left out."""
+    width = max(map(len, card))
+    for field, value in card.items():
+        items = [value] if isinstance(value, str) else value
+        for label, item in zip([field, *[""] * len(items)], items, strict=False):
+            if item:
+                typer.echo(f"{label:{width}}  {item}")
+
+
+@contextmanager
+def _messages_on_stderr() -> Iterator[None]:
+    """Log lines as they come; each warning once, however many folds raise it."""
+    log = logging.getLogger("neuralign")
+    level, handler = log.level, logging.StreamHandler(sys.stderr)
+    said = set()
+
+    def say(message: Warning | str, *_: Any, **__: Any) -> None:
+        text = " ".join(str(message).split())
+        if text not in said:
+            said.add(text)
+            print(f"warning: {text}", file=sys.stderr)
+
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = say
+            warnings.filterwarnings("ignore", category=FutureWarning)
+            yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: one clear line on stderr and exit code 1 when something goes wrong."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    debug = "--debug" in arguments
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
-    logging.getLogger("neuralign").setLevel(logging.INFO)
-    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
-    warnings.filterwarnings("ignore", category=FutureWarning)
     try:
-        app(args=[a for a in arguments if a != "--debug"], prog_name="neuralign")
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        sys.exit(130)
+        with _messages_on_stderr():
+            app(args=[a for a in arguments if a != "--debug"], prog_name="neuralign")
     except Exception as error:
-        if debug:
+        if "--debug" in arguments:
             raise
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = " ".join(str(error).split())
+        if not isinstance(error, ValueError | OSError) or not reason:  # nobody wrote this for the user to read
+            reason = f"{type(error).__name__}: {reason} (--debug shows where)"
         print(f"error: {reason}", file=sys.stderr)
         sys.exit(1)

@@ -30,6 +30,9 @@ from .summary import (
     targets,
 )
 
+MOST_SHARES = 30  # layers; with more of them the heatmap has no room for shares of the ceiling
+
+
 # ------------------------------------------------------------------------------------------------------- scores
 
 
@@ -46,12 +49,12 @@ def score_heatmap(table: pd.DataFrame) -> Figure:
     layers, regions = layers_of(mean), list(mean["target"].unique())
     score, normalised = _grid(mean, "score"), _grid(mean, "normalised")
     # Cells shrink with the number of layers, and lose their numbers before these overlap.
-    height = 0.4 if len(layers) <= 30 else 0.2 if len(layers) <= 90 else 0.09
+    height = 0.4 if len(layers) <= MOST_SHARES else 0.2 if len(layers) <= 90 else 0.09
     width = min(1.05, 7.0 / len(regions))
     numbered = height >= 0.2 and width >= 0.34
     labels = [layer_name(*layer) for layer in layers]
     margin = 0.075 * min(44, max(map(len, labels))) + 0.35
-    size = (min(WIDTH, max(4.6, margin + width * len(regions) + 1.1)), height * max(len(layers), 3) + 1.0)
+    size = (min(WIDTH, max(3.8, margin + width * len(regions) + 1.1)), height * max(len(layers), 3) + 1.0)
     fig = Figure(figsize=size, layout="constrained")
     ax = fig.subplots()
     norm = _score_scale(score)
@@ -62,8 +65,8 @@ def score_heatmap(table: pd.DataFrame) -> Figure:
             share = percent(float(normalised[row, column])) if height >= 0.4 else ""
             centred: dict[str, Any] = {"ha": "center", "va": "center"}
             centred["color"] = ink_on(SCORES(norm(value))) if np.isfinite(value) else MUTED
-            y, size = row + (0.37 if share else 0.5), 9 if height >= 0.4 else 7
-            ax.text(column + 0.5, y, short(value), fontsize=size, **centred)
+            y, points = row + (0.37 if share else 0.5), 9 if height >= 0.4 else 7
+            ax.text(column + 0.5, y, short(value), fontsize=points, **centred)
             ax.text(column + 0.5, row + 0.76, share, fontsize=6.5, **centred)
     step = 1 if height >= 0.2 else int(np.ceil(0.15 / height))
     ax.set_yticks(np.arange(0.5, len(layers), step), [clip(label, 46) for label in labels[::step]])
@@ -153,7 +156,7 @@ def layer_profile(table: pd.DataFrame) -> Figure:
     ax.set_xlim(-0.7, max(place.values()) + 0.7)
     shown = np.append(mean[["score", "ci_low", "ci_high", "ceiling"]].to_numpy(float), table["score"][drawn])
     low, high = np.nanmin(shown, initial=0.0), np.nanmax(shown, initial=0.05)
-    ax.set_ylim(low - 0.03 * (high - low) if low < 0 else 0, high + 0.07 * (high - low))
+    ax.set_ylim(low - 0.07 * (high - low) if low < 0 else 0, high + 0.07 * (high - low))
     fig.legend(handles=_profile_legend(mean, several), loc="outside lower right", ncols=6, columnspacing=1.4)
     return fig
 
@@ -333,6 +336,7 @@ def unit_histograms(units: pd.DataFrame) -> Figure:
             bottom.plot(bins[[0, -1]], bins[[0, -1]], color=MUTED, lw=0.8, ls=(0, (5, 2)))
             bottom.scatter(score, ceiling, s=7, color=ACCENT, alpha=0.35, lw=0, rasterized=len(score) > 400)
             bottom.grid(color=FAINT, lw=0.6)
+            bottom.set_ylim(bottom=np.nanmin(ceiling, initial=0.0))
         if column == 0:
             bottom.set_ylabel("ceiling of the unit")
             top.set_ylabel("units")

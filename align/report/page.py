@@ -71,8 +71,8 @@ def render(tables: list[pd.DataFrame]) -> str:
     """The page about these tables of scores, as text."""
     tables = [table for table in tables if len(table)]
     table = pd.concat([_bare(part) for part in tables], ignore_index=True)
-    scores = table[~is_geometry(table)].drop_duplicates(COLUMNS)
-    geometry = table[is_geometry(table)].drop_duplicates(COLUMNS)
+    named = table.assign(target=targets(table.drop(columns="target", errors="ignore"))).drop_duplicates(COLUMNS)
+    scores, geometry = named[~is_geometry(named)], named[is_geometry(named)]
     evidence = [(_bare(part), part.attrs["evidence"]) for part in tables if "evidence" in part.attrs]
     sections = [
         _score_section("Encoding scores", scores, _SCORE_HEATMAP, _SCORE_PROFILE),
@@ -147,15 +147,15 @@ def _listed(names: Any, most: int = 6) -> str:
 
 _SCORE_HEATMAP = (
     "How well each layer (row) predicts each region (column) on stimuli that the fit has not seen: {metric}{mean}. "
-    "Small type: share of the noise ceiling. Framed with a star: the best layer of the region.{hatched}"
+    "{share}Framed with a star: the best layer of the region.{hatched}"
 )
 _SCORE_PROFILE = (
-    "{metric} from the first to the last layer of each model. {intervals} {ceiling} Look for where along the model a "
-    "region peaks, and for how far above the single-layer controls that is."
+    "{metric} from the first to the last layer of each model. {intervals} {ceiling} Look for where along a model "
+    "each region peaks{controls}."
 )
 _RSA_HEATMAP = (
     "How closely the geometry of each layer (row) matches that of each region (column): {metric} between their "
-    "RDMs{mean}. Small type: share of the noise ceiling. Framed with a star: the best layer of the region.{hatched}"
+    "RDMs{mean}. {share}Framed with a star: the best layer of the region.{hatched}"
 )
 _RSA_PROFILE = "{metric} between RDMs from the first to the last layer of each model. {intervals} {ceiling}"
 
@@ -183,11 +183,15 @@ def _score_pictures(table: pd.DataFrame, heatmap: str, profile: str) -> list[Pic
         intervals = "Bold: mean; thin: each subject, whose intervals are in the table."
     elif not mean["ci_low"].notna().any():
         intervals = ""
+    n_layers = mean.drop_duplicates(["model", "layer"])["model"].value_counts()
+    shares = n_layers.sum() <= figures.MOST_SHARES and mean["normalised"].notna().any()
     words = {
+        "share": "Small type: share of the noise ceiling. " if shares else "",
         "metric": metric,
         "mean": f", mean over {n_subjects} subjects" if n_subjects > 1 else ", mean over seeds" if several else "",
         "intervals": intervals,
         "ceiling": _ceiling_words(mean),
+        "controls": ", and for how far above the models of a single layer" if 1 in n_layers.array else "",
         "hatched": " Hatched: not scored." if mean["score"].isna().any() else "",
     }
     pictures = [
@@ -209,7 +213,7 @@ def _ceiling_words(mean: pd.DataFrame) -> str:
     if mean["ceiling_low"].notna().any():
         return "Grey band: between the lower and the upper bound of the noise ceiling."
     if mean["ceiling"].notna().any():
-        return "Dashed: the noise ceiling, above which noise in the responses lets no model rise on average."
+        return "Dashed: the noise ceiling, the score of a perfect model given the noise in the responses."
     return ""
 
 

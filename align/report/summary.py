@@ -40,7 +40,12 @@ def metric_name(metric: str) -> str:
 
 
 def targets(table: pd.DataFrame) -> pd.Series:
-    """What is predicted, per row: the region, and the dataset too where there are several."""
+    """What is predicted, per row: the region, and the dataset too where there are several.
+
+    A table that is part of a larger one brings the names that this has there in a column target.
+    """
+    if "target" in table:
+        return table["target"].astype(str)
     region = table["region"].astype(str)
     region = region.where(region != "", "brain")
     dataset = table["dataset"].astype(str)
@@ -63,7 +68,7 @@ def averaged(table: pd.DataFrame) -> pd.DataFrame:
         n_rows, n_subjects. Models, layers and targets in order of appearance, the layers of a model together.
     """
     table = table[table["metric"] == main_metric(table)]
-    table = table.assign(target=targets(table)) if "target" not in table else table
+    table = table.assign(target=targets(table))
     groups = table.groupby(_KEYS, sort=False)
     mean = groups[_MEANS].mean()
     alone = groups.size() == 1
@@ -126,7 +131,7 @@ def headlines(table: pd.DataFrame) -> list[str]:
         else:
             said += f", ceiling {short(row['ceiling'])}, {percent(row['normalised'])} of it"
         if row["p"] > 0.05:
-            said += f"; not above chance (p = {short(row['p'])})"
+            said += f"; not above chance (p\u00a0=\u00a0{short(row['p'])})"
         sentences.append(said + ".")
     return sentences
 
@@ -141,4 +146,4 @@ def short(value: float) -> str:
 
 def percent(value: float) -> str:
     """A share as a whole percentage; empty for NaN."""
-    return f"{100 * value:.0f} %".replace("-", "−") if math.isfinite(value) else ""
+    return f"{round(100 * value)}\u00a0%".replace("-", "−") if math.isfinite(value) else ""

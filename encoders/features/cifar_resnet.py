@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections import OrderedDict
 from pathlib import Path
@@ -100,8 +99,7 @@ def _register(depth: int) -> None:
             torch.manual_seed(seed)
             module = CifarResNet(depth)
         if not untrained:
-            root = os.environ.get("NEURALIGN_DATA")
-            path = find_weights(card, weights, Path(root) if root else None)
+            path = find_weights(card, weights)
             try:
                 module.load_state_dict(load_state(path))
             except RuntimeError as error:

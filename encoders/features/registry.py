@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -97,7 +98,8 @@ class Model:
 Builder = Callable[[Path | None, bool, int], Model]  # weights, untrained, seed
 
 _BUILDERS: dict[str, tuple[ModelCard, Builder]] = {}
-_SHIPPED = ("controls", "cifar_resnet")
+# Importing one of these registers its models; other packages do the same through entry points.
+MODULES = ("controls", "cifar_resnet")
 
 
 def register_model(card: ModelCard) -> Callable[[Builder], Builder]:
@@ -112,7 +114,7 @@ def register_model(card: ModelCard) -> Callable[[Builder], Builder]:
 
 @cache
 def _load_shipped() -> None:
-    for module in _SHIPPED:
+    for module in MODULES:
         importlib.import_module(f".{module}", __package__)
     for entry in entry_points(group="neuralign.models"):
         try:
@@ -211,16 +213,17 @@ def _has_weights(model: Model) -> bool:
     return next(iter(model.module.parameters()), None) is not None
 
 
-def find_weights(card: ModelCard, weights: Path | None, root: Path | None) -> Path:
-    """The file of a model's weights, given a file, a folder or nothing but the root of the data."""
-    places: Iterable[Path] = [weights] if weights else [root / f for f in card.folders] if root else []
+def find_weights(card: ModelCard, weights: Path | None) -> Path:
+    """The file of a model's weights, given a file or a folder, or nothing but what NEURALIGN_DATA names."""
+    root = os.environ.get("NEURALIGN_DATA")
+    places = [weights] if weights else [Path(root) / folder for folder in card.folders] if root else []
     for place in places:
         if place.is_file():
             return place
         found = sorted(place.rglob(card.weights)) if place.is_dir() else []
         if found:
             return found[0]
-    where = str(weights) if weights else "NEURALIGN_DATA" if root is None else str(root)
+    where = weights or root or "None, and NEURALIGN_DATA is not set"
     raise FileNotFoundError(
         f"weights={where}: no file {card.weights} of {card.name} there. Get it from {card.source} and pass "
         f"weights= (--weights) with its file or folder, or take '{card.name}{UNTRAINED}'."
