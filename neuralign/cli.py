@@ -213,10 +213,11 @@ def score(
     Scores are of stimuli that the fit has not seen, in outer folds; the penalty is chosen within the other folds.
     """
     from . import align
-    from .encoders import RidgeCV
 
     brain = _brain(dataset, root, regions, subject, session, select)
     features = _features(model, brain.stimuli, layers, weights, pool, controls, seed, device)
+    from .encoders import RidgeCV  # brings torch, without which a wrong name of a dataset is told sooner
+
     encoder = RidgeCV(score="r2", standardise=True, device=device)
     table = align.score(features, brain, encoder, cv=cv, bootstrap=bootstrap, permutations=permutations, seed=seed)
     _finish(table, as_json, out)

@@ -69,7 +69,8 @@ def readable(table: pd.DataFrame) -> str:
         words = words.loc[:, (words != "").any()]  # given RDMs have no layers
         numbers = {str(metric): _starred(rows["score"], best)}
         if rows["ci_low"].notna().any():
-            numbers["95 % interval"] = _fixed(rows["ci_low"]) + " to " + _fixed(rows["ci_high"])
+            bounds = _fixed(rows["ci_low"]) + " to " + _fixed(rows["ci_high"])
+            numbers["95 % interval"] = bounds.where(rows["ci_low"].notna(), "-")
         for column in ("ceiling_low", "ceiling", "normalised", "p"):
             if rows[column].notna().any():
                 numbers["lower ceiling" if column == "ceiling_low" else column] = _fixed(rows[column])

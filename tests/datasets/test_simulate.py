@@ -7,7 +7,7 @@ import torch
 
 from neuralign import align, datasets
 from neuralign.datasets.filters import ORIENTATIONS, WAVELENGTHS, EarlyVision, luminance, texture_statistics
-from neuralign.datasets.scenes import ATTRIBUTES, _paint, dead_leaves, one_over_f
+from neuralign.datasets.scenes import _PAINTERS, ATTRIBUTES, _paint, dead_leaves, one_over_f
 from neuralign.datasets.simulate import IMAGE_SIZE, NCSNR, PREFERRED, REGIONS, visual_cortex
 
 N, V, REPEATS = 160, 40, 3  # more scenes than the 120 statistics that a V4 voxel may weigh
@@ -277,11 +277,16 @@ def test_painters(category):
 
 @pytest.mark.parametrize("category", ATTRIBUTES)
 def test_no_object_is_cut_off(category):
-    """A patch that is too small would end an object in a straight line along its border, 1.3 radii from the centre."""
+    """The patch that is painted holds all of the object: its layers, drawn over the whole image, cover no more."""
+    y, x = (np.mgrid[:96, :96] + 0.5) / 96
+    u, v = (x - 0.5) / 0.25, (y - 0.5) / 0.25
     for first, second, third in np.ndindex(2, 2, 9):
-        rows, columns = np.nonzero(covered(painted(category, 0.25, [first, second, third / 8])))
-        reach = np.abs(np.concatenate([rows, columns]) + 0.5 - 48).max() / (96 * 0.25)
-        assert 0.4 < reach < 1.28
+        attributes = np.array([first, second, third / 8])
+        uncovered = np.prod(
+            [1 - cover for cover, _ in _PAINTERS[category](u, v, 1.5 / (0.25 * 96), attributes)], axis=0
+        )
+        changed = (painted(category, 0.25, attributes) != BACKDROP).any(2)
+        np.testing.assert_array_equal(changed, uncovered < 1)
 
 
 # ---------------------------------------------------------------------------------------------------------- the door
