@@ -39,8 +39,9 @@ def split_half_ceiling(
     Returns
     -------
     ndarray of float64, shape (unit,)
-        Between 0 and 1; 0 where the halves do not agree, which means that no ceiling could be found; NaN for
-        constant or missing responses.
+        The ceiling of the mean over all repeats of all stimuli, those shown once among them. Between 0 and 1; 0 where
+        the halves do not agree, which means that no ceiling could be found; NaN for constant or missing responses,
+        and for subjects who saw no stimulus twice.
 
     Raises
     ------
@@ -49,14 +50,30 @@ def split_half_ceiling(
     """
     _check_metric(metric)
     rng = np.random.default_rng(seed)
-    agreement = np.zeros(brain.n_units)
-    for _ in range(n_splits):
-        halves = brain.split_halves(seed=rng)
-        agreement += _column_correlation(*(half.read() for half in halves))
-    in_halves = np.array([half.presentations["n_repeats"].to_numpy(float) for half in halves])
-    first, second = (float(share) for share in (1 / in_halves).mean(1))
-    full = float((1 / in_halves.sum(0)).mean())
-    return _in_unit(full_reliability(agreement / n_splits, first, second, full), metric)
+    subject = brain.units["subject"].to_numpy()
+    reliability = np.full(brain.n_units, np.nan)
+    refused: ValueError | None = None
+    for name in dict.fromkeys(subject):  # subjects may have seen different stimuli, or have lost different repeats
+        members = subject == name
+        recording = brain if members.all() else brain.select(subject=name)
+        agreement = np.zeros(recording.n_units)
+        try:
+            for _ in range(n_splits):
+                one, other = recording.split_halves(seed=rng)
+                agreement += _column_correlation(one.read(), other.read())
+        except ValueError as error:  # this subject saw nothing twice
+            refused = error
+            continue
+        shares = [noise_share(part) for part in (one, other, recording.average_repeats())]
+        reliability[members] = full_reliability(agreement / n_splits, *shares)
+    if refused is not None and np.isnan(reliability).all():
+        raise refused
+    return _in_unit(reliability, metric)
+
+
+def noise_share(averaged: Recording) -> float:
+    """Noise variance left in the mean over repeats, in units of one presentation's: 1 / n, averaged over stimuli."""
+    return float((1 / averaged.presentations["n_repeats"]).mean())
 
 
 def full_reliability(r: ArrayLike, first: float, second: float, full: float) -> np.ndarray:
@@ -119,8 +136,13 @@ def ncsnr_ceiling(ncsnr: ArrayLike, n_repeats: ArrayLike, metric: str = "r2") ->
     n = np.asarray(n_repeats, float)
     if n.size == 0 or not np.all(n > 0):
         raise ValueError(f"n_repeats={n_repeats!r}: expected numbers above zero, one for all or one per stimulus")
-    power = np.asarray(ncsnr, float) ** 2
-    return _in_unit(power / (power + np.mean(1 / n)), metric)
+    snr = np.asarray(ncsnr, float)
+    if np.any(snr < 0):
+        raise ValueError(
+            f"ncsnr holds {int((snr < 0).sum())} negative values; a ratio of standard deviations is at least 0"
+        )
+    with np.errstate(divide="ignore"):
+        return _in_unit(1 / (1 + np.mean(1 / n) / snr**2), metric)
 
 
 def estimate_ncsnr(brain: Recording) -> np.ndarray:

@@ -8,7 +8,7 @@ are sums with these weights, equal to those of explicit resampling up to roundin
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -111,8 +111,15 @@ def percentile_interval(samples: np.ndarray, level: float = 0.95) -> tuple[np.nd
     return bounds[0], bounds[1]
 
 
-def basic_interval(observed: float, samples: np.ndarray, level: float = 0.95) -> tuple[float, float]:
-    """Basic bootstrap interval: the percentile interval mirrored at the observed value.
+# Scales on which a score has no bound to run into: Fisher's z, and the logarithm of the unexplained share.
+SCALES: dict[str, tuple[Callable[[np.ndarray], np.ndarray], Callable[[np.ndarray], np.ndarray]]] = {
+    "r": (lambda r: np.arctanh(np.clip(r, -1 + 1e-12, 1 - 1e-12)), np.tanh),
+    "r2": (lambda r2: -np.log1p(-np.minimum(r2, 1 - 1e-12)), lambda z: -np.expm1(-z)),
+}
+
+
+def basic_interval(observed: float, samples: np.ndarray, metric: str, level: float = 0.95) -> tuple[float, float]:
+    """Basic bootstrap interval: the percentile interval mirrored at the observed value, on the scale of the metric.
 
     A resample repeats stimuli, which lowers a score that is centred within its sample; mirrored, that bias is taken
     out twice, once for the resampling and once for the sample itself (Davison & Hinkley 1997, section 5.2).
@@ -122,14 +129,18 @@ def basic_interval(observed: float, samples: np.ndarray, level: float = 0.95) ->
     observed : float
     samples : array of shape (n,)
         NaN samples are left out.
+    metric : {"r", "r2"}
+        Its scale is Fisher's z, or the logarithm of the unexplained share: no bound lies above 1.
     level : float between 0 and 1
 
     Returns
     -------
     low, high : float
     """
-    low, high = percentile_interval(np.asarray(samples)[:, None], level)
-    return float(2 * observed - high[0]), float(2 * observed - low[0])
+    forth, back = SCALES[metric]
+    low, high = percentile_interval(forth(np.asarray(samples, np.float64))[:, None], level)
+    centre = forth(np.asarray(observed, np.float64))
+    return float(back(2 * centre - high[0])), float(back(2 * centre - low[0]))
 
 
 def bootstrap_similarities(
@@ -142,7 +153,8 @@ def bootstrap_similarities(
     sampled = np.random.default_rng(seed).integers(n_stimuli, size=(n, n_stimuli))
     weights = np.zeros((n, n_stimuli))
     np.add.at(weights, (np.arange(n)[:, None], sampled), 1)
-    resample = {"pearson": _by_moments, "cosine": _by_moments, "tau-a": _by_repetition}.get(method, _by_ranks)
+    moments, ranks = dict.fromkeys(("pearson", "cosine"), _by_moments), dict.fromkeys(("spearman", "rho-a"), _by_ranks)
+    resample = (moments | ranks).get(method, _by_repetition)
     first, second = np.triu_indices(n_stimuli, 1)
     samples = np.full((n, len(x), len(y)), np.nan)
     for rows, columns, both in complete_blocks(x, y):

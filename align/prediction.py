@@ -76,8 +76,7 @@ def permutation_means(
     observed: np.ndarray,
     folds: Sequence[np.ndarray],
     metric: str,
-    n_permutations: int,
-    rng: np.random.Generator,
+    orders: Sequence[np.ndarray],
 ) -> np.ndarray:
     """Mean score over units when predictions are handed to the wrong stimuli of their fold.
 
@@ -88,21 +87,21 @@ def permutation_means(
     ----------
     predicted, observed, folds, metric
         See `unit_scores`.
-    n_permutations : int
-    rng : numpy.random.Generator
+    orders : sequence of int arrays, each of shape (permutation, stimulus of the fold)
+        Position, within its fold, of the stimulus whose prediction each stimulus is handed.
 
     Returns
     -------
-    ndarray of float64, shape (n_permutations,)
+    ndarray of float64, shape (permutation,)
     """
     per_fold = [_fold_scores(predicted[f], observed[f], np.ones((1, len(f))), metric)[0] for f in folds]
     scored = np.isfinite(per_fold)  # (fold, unit)
     used = scored.any(0)
+    null = np.zeros(len(orders[0]))
     if not used.any():
-        return np.full(n_permutations, np.nan)
+        return null * np.nan
     share = np.where(scored, 1.0, 0.0) / np.maximum(scored.sum(0), 1) / used.sum()  # of a fold and unit in the mean
-    null = np.zeros(n_permutations)
-    for fold, weight, per_fold_scores in zip(folds, share, per_fold, strict=True):
+    for fold, weight, per_fold_scores, order in zip(folds, share, per_fold, orders, strict=True):
         units = weight > 0
         w = weight[units]
         p = predicted[fold][:, units].astype(np.float64)
@@ -115,14 +114,56 @@ def permutation_means(
             varies = per_fold_scores[units] != 0  # where r was set to 0, it stays 0 under every shuffle
             norm = np.sqrt(np.where(varies, (p * p).sum(0) * spread, 1))
             matrix = (p * np.where(varies, w / norm, 0)) @ y.T
-        else:
+        elif metric == "r2":
             p -= observed[fold][:, units].astype(np.float64).mean(0)
             constant = float((w * (1 - ((p * p).sum(0) + spread) / spread)).sum())
             matrix = (p * (2 * w / spread)) @ y.T
-        rows = np.arange(len(fold))
-        for i in range(n_permutations):
-            null[i] += constant + matrix[rng.permutation(len(fold)), rows].sum()
+        else:
+            raise ValueError(unknown("metric", metric, METRICS))
+        null += constant + matrix[order, np.arange(len(fold))].sum(1)
     return null
+
+
+def shuffles(n: int, n_permutations: int, rng: np.random.Generator) -> np.ndarray:
+    """Random orders of n stimuli, shape (n_permutations, n)."""
+    return rng.permuted(np.tile(np.arange(n), (n_permutations, 1)), axis=1)
+
+
+def induced(orders: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """The orders that shuffles of all stimuli induce on some of them.
+
+    Units that lack some stimuli are thereby shuffled together with those that have them all: noise that they share
+    stays shared.
+
+    Parameters
+    ----------
+    orders : ndarray of int, shape (permutation, n)
+    kept : ndarray of int, shape (m,)
+        Positions of the stimuli that are there.
+
+    Returns
+    -------
+    ndarray of int, shape (permutation, m)
+        Positions within `kept`: each shuffle is followed until it arrives at a stimulus that is there.
+    """
+    place = np.full(orders.shape[1], -1)
+    place[kept] = np.arange(len(kept))
+    rows = np.arange(len(orders))[:, None]
+    reached = orders[:, kept]
+    while (place[reached] < 0).any():
+        reached = np.where(place[reached] < 0, orders[rows, reached], reached)
+    return place[reached]
+
+
+def widened(null: np.ndarray, n_folds: int) -> np.ndarray:
+    """The null of a score over folds that train on each other.
+
+    Shuffles within folds treat the folds as independent, but two stimuli of different folds meet twice in a
+    cross-validated score: one trains and the other tests, and the other way round. For a fit that is linear in the
+    responses the two agree at most perfectly, so that the variance under the null is at most twice that of the
+    shuffles, whatever the number of folds. Widened by that factor, the test is conservative and never liberal.
+    """
+    return null if n_folds == 1 else null.mean() + np.sqrt(2) * (null - null.mean())
 
 
 def _mean_over_folds(

@@ -68,6 +68,8 @@ def rdm(X: Any, method: str = "correlation", noise: Any = None, folds: Any = Non
     if hasattr(X, "layers") and hasattr(X, "stimulus_ids"):
         return features_rdms(X, method)
     X = np.asarray(X)
+    if X.ndim == 2 and X.shape[1] < fewest_features(method):
+        raise ValueError(f"X has {X.shape[1]} features; {method!r} needs at least {fewest_features(method)}.")
     pattern_rdm = dissimilarities(X, method)
     _warn_unscored([pattern_rdm], method)
     return RDMs(pattern_rdm.vector, [str(k) for k in range(len(X))], method=method)
@@ -77,6 +79,11 @@ def check_method(method: str) -> None:
     """Raise ValueError for a dissimilarity that is not known."""
     if method not in METHODS:
         raise ValueError(unknown("method", method, METHODS))
+
+
+def fewest_features(method: str) -> int:
+    """Below this number of features (or units) a dissimilarity is not defined, and comes back as NaN."""
+    return 2 if method == "correlation" else 1
 
 
 def features_rdms(features: Any, method: str, stimulus_ids: Sequence[str] | None = None) -> RDMs:
@@ -164,16 +171,14 @@ def dissimilarities(X: np.ndarray, method: str, name: str = "X") -> PatternRDM:
     n_stimuli, n_features = X.shape
     if n_stimuli < 3:
         raise ValueError(f"{name} has {n_stimuli} stimuli; an RDM that can be compared needs at least 3.")
-    if n_features == 0 or (method == "correlation" and n_features < 2):
-        raise ValueError(
-            f"{name} has {n_features} features; {method!r} needs at least {1 + (method == 'correlation')}."
-        )
+    if n_features == 0:
+        raise ValueError(f"{name} has no features; {method!r} needs at least {fewest_features(method)}.")
 
     finite = np.concatenate([np.isfinite(X[rows]) for rows in _blocks(n_stimuli, n_features)])
     if not finite.all():
         known = finite.any(0)
         X, finite = X[:, known], finite[:, known]
-    scored = finite.all(1) if X.shape[1] else np.zeros(n_stimuli, bool)
+    scored = finite.all(1) if X.shape[1] >= fewest_features(method) else np.zeros(n_stimuli, bool)
     shift, scale = np.zeros(n_stimuli), np.ones(n_stimuli)
     if method in ("correlation", "cosine"):
         shift[scored], scale[scored] = _row_shift_and_norm(X[scored], centre=method == "correlation")

@@ -11,7 +11,7 @@ import pandas as pd
 
 from ..datasets.errors import unknown
 from ..datasets.rdms import RDMs
-from .ceiling import full_reliability
+from .ceiling import full_reliability, noise_share
 from .compare import check_method as check_comparison
 from .compare import compare as compare_rdms
 from .compare import rsa_ceiling, similarities
@@ -24,7 +24,7 @@ from .inference import (
 )
 from .provenance import provenance
 from .rdm import check_method, dissimilarities, features_rdms, recording_rdms, unit_groups, unit_responses
-from .score import Evidence, Score, tabulate
+from .score import Evidence, Score, refuse_twins, tabulate
 
 N_SPLITS = 10  # random halvings of repeats, or of subjects, behind the ceiling of a single RDM
 SUBJECTS = ("each", "average")
@@ -137,6 +137,8 @@ def rsa(
             ceiling_low, ceiling = rsa_ceiling(brain_rdms[region.rows], compare)
         else:
             ceiling_low, ceiling = float("nan"), ceilings.get((region.subject, region.name), float("nan"))
+        known = np.isfinite(brain_rdms[region.rows].matrices) & ~np.eye(brain_rdms.n_stimuli, dtype=bool)
+        n_stimuli = int(known.any((0, 1)).sum())
         for k in range(len(model_rdms)):
             scores.append(
                 Score(
@@ -153,7 +155,7 @@ def rsa(
                     ci_high=float(high[r, k]),
                     p=float(p[r, k]),
                     n_units=int(n_units[region.rows].sum()),
-                    n_stimuli=brain_rdms.n_stimuli,
+                    n_stimuli=n_stimuli,
                     formula=_formula(model_rdms.method or "rdm", compare, subjects, bootstrap, permutations),
                     seed=int(seed) if isinstance(seed, (int, np.integer)) else None,
                 )
@@ -218,7 +220,7 @@ def _brain_rdms(brain: Any, method: str, by: str) -> tuple[RDMs, np.ndarray]:
     else:
         raise ValueError(f"brain is a {type(brain).__name__}; expected a Recording or RDMs.")
     table = found.table
-    n_units = table["n_units"].to_numpy() if "n_units" in table else np.zeros(len(table), int)
+    n_units = table["n_units"].fillna(0).to_numpy(int) if "n_units" in table else np.zeros(len(table), int)
     region = _text(table, by, "")
     subject = _text(table, "subject" if "subject" in table else "label", "")
     labels = [
@@ -233,6 +235,7 @@ def _model_rdms(features: Any, method: str, stimulus_ids: Sequence[str]) -> RDMs
     if isinstance(features, (list, tuple)):
         if not features:
             raise ValueError("features is an empty list; give at least one model's Features or RDMs.")
+        refuse_twins([one.model for one in features if hasattr(one, "model")])
         return RDMs.concatenate([_model_rdms(one, method, stimulus_ids) for one in features])
     if isinstance(features, RDMs):
         found = features.reorder(stimulus_ids)
@@ -276,14 +279,14 @@ def _average_subjects(
                 order = rng.permutation(n)
                 one, other = (members[part].mean().vectors.astype(np.float64) for part in np.array_split(order, 2))
                 agreement.append(similarities(one, other, compare)[0, 0])
-            ceilings[subject, region.name] = _root_reliability(float(np.mean(agreement)), n)
+            shares = (1 / (n // 2), 1 / (n - n // 2), 1 / n)
+            ceilings[subject, region.name] = _root_reliability(float(np.mean(agreement)), *shares)
     return RDMs.concatenate(stacks), np.array(counts), ceilings
 
 
-def _root_reliability(agreement: float, n: int) -> float:
-    """Ceiling of an RDM behind which are `n` repeats or subjects, from the similarity of two halves of them."""
-    n_first = n // 2
-    reliability = float(full_reliability(agreement, 1 / n_first, 1 / (n - n_first), 1 / n))
+def _root_reliability(agreement: float, first: float, second: float, full: float) -> float:
+    """Ceiling of an RDM from the similarity of those of two halves of the repeats or subjects behind it."""
+    reliability = float(full_reliability(agreement, first, second, full))
     return float(np.sqrt(reliability)) if reliability > 0 else float("nan")
 
 
@@ -300,7 +303,7 @@ def _split_half_ceilings(
         agreement = np.full((N_SPLITS, len(table)), np.nan)
         for split in agreement:
             try:
-                halves = recording.split_halves(seed=int(rng.integers(2**31)))
+                halves = recording.split_halves(seed=rng)
             except ValueError:  # nothing was repeated
                 break
             for k, region in enumerate(table["region"]):
@@ -309,9 +312,11 @@ def _split_half_ceilings(
                     for half in halves
                 )
                 split[k] = similarities(one, other, compare)[0, 0]
-        repeats = recording.average_repeats().presentations["n_repeats"]
+        if np.isnan(agreement).all():
+            continue
+        shares = [noise_share(part) for part in (*halves, recording.average_repeats())]
         for region, r in zip(table["region"], agreement.mean(0), strict=True):
-            ceilings[str(subject), region] = _root_reliability(r, round(repeats.mean())) if r > 0 else float("nan")
+            ceilings[str(subject), region] = _root_reliability(float(r), *shares)
     return ceilings
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +58,9 @@ class Score:
     formula : str
         Identifier of the exact computation; it changes when the computation does.
     seed : int or None
-        Seed of folds and resampling.
+        Seed of folds and resampling; None when a Generator was handed over.
+    normalised : float
+        Score divided by ceiling unless given: where some units have no ceiling, the ratio over those that have one.
     """
 
     model: str
@@ -77,11 +79,16 @@ class Score:
     n_stimuli: int = 0
     formula: str = ""
     seed: int | None = None
+    normalised: float = math.nan
 
-    @property
-    def normalised(self) -> float:
-        """Score divided by its ceiling; NaN unless the ceiling is above zero."""
-        return self.score / self.ceiling if self.ceiling > 0 else math.nan
+    def __post_init__(self) -> None:
+        if math.isnan(self.normalised):
+            object.__setattr__(self, "normalised", normalise(self.score, self.ceiling))
+
+
+def normalise(score: float, ceiling: float) -> float:
+    """Score divided by its ceiling; NaN unless the ceiling is above zero."""
+    return score / ceiling if ceiling > 0 else math.nan
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,9 +116,18 @@ class Evidence:
         return self  # pandas deep-copies `attrs` at every step, and this never changes
 
 
+def refuse_twins(names: Sequence[str]) -> None:
+    """Two models of one name could not be told apart in the table."""
+    twins = [name for name in dict.fromkeys(names) if list(names).count(name) > 1]
+    if twins:
+        raise ValueError(
+            f"features holds {list(names).count(twins[0])} models called {twins[0]!r}; give each its own name"
+        )
+
+
 def tabulate(scores: Iterable[Score], evidence: Evidence | None = None) -> pd.DataFrame:
     """Tidy table of scores, one row each; `evidence` travels in ``table.attrs["evidence"]``."""
-    rows = [dataclasses.asdict(score) | {"normalised": score.normalised} for score in scores]
+    rows = [dataclasses.asdict(score) for score in scores]
     table = pd.DataFrame(rows, columns=COLUMNS)
     if evidence is not None:
         table.attrs["evidence"] = evidence

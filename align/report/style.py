@@ -14,6 +14,7 @@ WIDTH = 10.4  # inches; the column of the page
 INK, MUTED, FAINT, BAND, ACCENT = "#1c2329", "#66717c", "#e1e5e9", "#ccd2d8", "#1f6391"
 SCORES = LinearSegmentedColormap.from_list("scores", ["#f4f7f9", "#d6e4ee", "#a3c6dd", "#5c98c1", "#195480"])
 STYLE: dict[Any, Any] = {
+    "text.parse_math": False,  # a dollar sign in a name is a dollar sign
     "font.family": "sans-serif",
     "font.sans-serif": ["Helvetica Neue", "Helvetica", "Arial", "Liberation Sans", "DejaVu Sans"],
     "font.size": 9,

@@ -38,7 +38,8 @@ def test_score_equals_a_plain_loop():
     mean = brain.average_repeats()
     Y = mean.read()
     r = []
-    for train, test in mean.folds(4, seed=7):
+    for_folds, for_ceiling, *_ = np.random.default_rng(7).spawn(4)
+    for train, test in mean.folds(4, seed=for_folds):
         P_ = Ridge(alpha=3.0).fit(X[train], Y[train]).predict(X[test])
         r.append([pearsonr(P_[:, v], Y[test][:, v])[0] for v in range(V)])
     r = np.mean(r, 0)
@@ -48,7 +49,7 @@ def test_score_equals_a_plain_loop():
     assert rows.loc["A", "n_units"] == 3 and rows.loc["A", "n_stimuli"] == N
     units = table.attrs["evidence"].units
     np.testing.assert_allclose(units[units.metric == "r"]["score"], r, atol=1e-5)
-    ceiling = align.split_half_ceiling(brain, seed=7, metric="r")
+    ceiling = align.split_half_ceiling(brain, seed=for_ceiling, metric="r")
     assert rows.loc["B", "ceiling"] == pytest.approx(ceiling[3:].mean())
     assert rows.loc["B", "normalised"] == pytest.approx(r[3:].mean() / ceiling[3:].mean(), abs=1e-5)
 
@@ -82,18 +83,18 @@ def test_no_row_is_predicted_by_a_fit_that_saw_it():
     X, brain = make()
     align.score(feats(X), brain, Spy(), **QUICK)
     with pytest.raises(AssertionError):  # the spy can fail
+        Spy().fit(X, X).predict(X)
+    with pytest.raises(ValueError, match="overlap|both"):
         align.score(feats(X), brain, Spy(), cv=[(np.arange(N), np.arange(5, N))], **QUICK)
 
 
 def test_noise_scores_nothing_though_there_are_more_features_than_stimuli():
     rng = np.random.default_rng(3)
     X = rng.standard_normal((N, 300)).astype(np.float32)
-    _, brain = make()
     wide = Recording(rng.standard_normal((N, 200)), pd.DataFrame({"stimulus": IDS}), pd.DataFrame(index=range(200)))
     table = align.score(feats(X), wide, permutations=200, bootstrap=0)
     row = table[table.metric == "r"].iloc[0]
     assert abs(row.score) < 0.06 and row.p > 0.01 and np.isnan(row.normalised)
-    del brain
 
 
 def test_groups_stay_together():
@@ -188,6 +189,76 @@ def test_ceiling_sources():
         align.score(feats(X), brain, ceiling="splithalf", **QUICK)
 
 
+def test_a_perfect_encoder_reaches_the_ceiling_of_ragged_repeats():
+    """Most stimuli once, some twelve times, as in the field's large sets."""
+    rng = np.random.default_rng(5)
+    ids = [f"s{i}" for i in range(600)]
+    signal = rng.standard_normal((600, 40))
+    rows = np.concatenate([np.arange(600), np.tile(np.arange(100), 11)])
+    responses = signal[rows] + 2 * rng.standard_normal((len(rows), 40))
+    brain = Recording(responses, pd.DataFrame({"stimulus": [ids[i] for i in rows]}), pd.DataFrame(index=range(40)))
+
+    class Oracle(LinearRegression):
+        def predict(self, X):
+            return X
+
+    table = align.score(feats(signal, ids), brain, Oracle(), **QUICK)
+    assert table.loc[table.metric == "r", "normalised"].item() == pytest.approx(1, abs=0.04)
+    assert table.loc[table.metric == "r2", "ceiling"].item() < 0.3
+
+
+def test_ceilings_are_each_subjects_own():
+    rng = np.random.default_rng(6)
+    signal = rng.standard_normal((N, 40))
+    both = np.full((6 * N, 80), np.nan)
+    both[: 3 * N, :40] = np.tile(signal, (3, 1)) + 1.5 * rng.standard_normal((3 * N, 40))
+    both[3 * N :, 40:] = np.tile(signal, (3, 1)) + 1.5 * rng.standard_normal((3 * N, 40))
+    presentations = pd.DataFrame({"stimulus": list(IDS) * 6, "subject": np.repeat(["a", "b"], 3 * N)})
+    brain = Recording(both, presentations, pd.DataFrame({"subject": np.repeat(["a", "b"], 40)}))
+    truth = align.ncsnr_ceiling(1 / 1.5, 3)
+    ceiling = align.split_half_ceiling(brain, n_splits=20)
+    assert [ceiling[:40].mean(), ceiling[40:].mean()] == pytest.approx([truth, truth], abs=0.05)
+
+
+def test_units_without_a_ceiling_are_left_out_of_the_ratio_alone():
+    X, brain = make(1, noise=0.1)
+    units = brain.units.assign(ncsnr=[1.0, np.nan, np.nan, 1.0, 1.0])
+    table = align.score(feats(X), Recording(brain.responses, brain.presentations, units), **QUICK)
+    row = table[(table.metric == "r2") & (table.region == "A")].iloc[0]
+    scores = table.attrs["evidence"].units.query("metric == 'r2'")["score"].to_numpy()
+    assert row.score == pytest.approx(scores[:3].mean()) and row.n_units == 3
+    assert row.ceiling == pytest.approx(0.5) and row.normalised == pytest.approx(scores[0] / 0.5)
+
+
+def test_groups_reach_an_encoder_that_takes_them():
+    X, brain = make(1)
+    presentations = brain.presentations.assign(scene=np.arange(N) // 6)
+    grouped = Recording(brain.responses, presentations, brain.units)
+    handed = []
+
+    class Takes(Spy):
+        def fit(self, X, y, groups=None):
+            handed.append(groups)
+            return super().fit(X, y)
+
+    align.score(feats(X), grouped, Takes(), groups="scene", **QUICK)
+    assert all(len(set(groups)) == 8 and len(groups) == 48 for groups in handed)
+
+
+def test_scattered_gaps_leave_the_p_value_alone():
+    """Units that share noise are shuffled together even where each lacks another stimulus."""
+    rejected = 0
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        responses = rng.standard_normal((N, 20)) + 2 * rng.standard_normal((N, 1))
+        responses[rng.integers(0, N, 20), np.arange(20)] = np.nan
+        brain = Recording(responses, pd.DataFrame({"stimulus": IDS}), pd.DataFrame(index=range(20)))
+        X = rng.standard_normal((N, 3))
+        table = align.score(feats(X), brain, Ridge(10.0), metrics="r", permutations=99, bootstrap=0)
+        rejected += table.p.item() <= 0.05
+    assert rejected <= 6  # 18 of 40 when every unit has shuffles of its own
+
+
 def test_tokens_are_flattened_and_any_regressor_plugs_in():
     X, brain = make()
     flat = align.score(feats(X), brain, **QUICK)
@@ -201,6 +272,18 @@ def test_tokens_are_flattened_and_any_regressor_plugs_in():
 
 def test_bad_input():
     X, brain = make()
+    with pytest.raises(ValueError, match="2 models called 'mine'"):
+        align.score([feats(X), feats(X)], brain)
+    with pytest.raises(ValueError, match="features is an empty list"):
+        align.score([], brain)
+    with pytest.raises(ValueError, match="metrics is empty"):
+        align.score(feats(X), brain, metrics=[])
+    with pytest.raises(ValueError, match="bootstrap=-1"):
+        align.score(feats(X), brain, bootstrap=-1)
+    with pytest.raises(ValueError, match="brain is ndarray; expected a Recording"):
+        align.score(feats(X), np.zeros((N, V)))
+    with pytest.raises(ValueError, match="NaN or infinite for 1 of 60 stimuli"):
+        align.score(feats(np.where(np.arange(N)[:, None] == 4, np.nan, X)), brain)
     with pytest.raises(ValueError, match="metrics='rho' is unknown"):
         align.score(feats(X), brain, metrics=["rho"])
     with pytest.raises(ValueError, match="by='area' is unknown"):

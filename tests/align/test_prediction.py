@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import pearsonr
 from sklearn.metrics import r2_score
 
-from neuralign.align.prediction import bootstrap_means, permutation_means, unit_scores
+from neuralign.align.prediction import bootstrap_means, induced, permutation_means, shuffles, unit_scores, widened
 
 N, V = 40, 6
 
@@ -53,10 +53,9 @@ def test_permutations_equal_explicit_shuffles(data, metric):
     predicted, observed, folds = data
     predicted = predicted.copy()
     predicted[folds[1], 2] = 7  # a unit with a constant prediction in one fold
-    found = permutation_means(predicted, observed, folds, metric, 5, np.random.default_rng(3))
-
-    rng = np.random.default_rng(3)
-    orders = [[rng.permutation(len(fold)) for _ in range(5)] for fold in folds]
+    orders = [shuffles(len(fold), 5, np.random.default_rng(k)) for k, fold in enumerate(folds)]
+    assert all((np.sort(order, 1) == np.arange(len(fold))).all() for order, fold in zip(orders, folds, strict=True))
+    found = permutation_means(predicted, observed, folds, metric, orders)
     for i in range(5):
         per_fold = [
             [slow(metric, predicted[fold[order[i]], v], observed[fold, v]) for v in range(V)]
@@ -73,3 +72,23 @@ def test_constant_unit_is_nan_and_does_not_spread(data):
     assert np.isnan(scores[1]) and np.isfinite(np.delete(scores, 1)).all()
     with pytest.raises(ValueError, match="metric='rr' is unknown; did you mean 'r'"):
         unit_scores(predicted, observed, folds, "rr")
+
+
+def test_orders_induced_on_a_subset_are_shuffles_that_follow_the_whole():
+    kept = np.array([0, 2, 3, 6])
+    orders = shuffles(7, 200, np.random.default_rng(0))
+    found = induced(orders, kept)
+    assert (np.sort(found, 1) == np.arange(4)).all()
+    for order, small in zip(orders, found, strict=True):
+        for place, start in enumerate(kept):
+            reached = order[start]
+            while reached not in kept:
+                reached = order[reached]
+            assert kept[small[place]] == reached
+    np.testing.assert_array_equal(induced(orders, np.arange(7)), orders)
+
+
+def test_null_is_widened_around_its_mean_where_folds_train_on_each_other():
+    null = np.array([0.0, 1.0, 5.0])
+    np.testing.assert_array_equal(widened(null, 1), null)
+    np.testing.assert_allclose(widened(null, 5), 2 + np.sqrt(2) * np.array([-2, -1, 3]))
