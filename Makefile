@@ -25,7 +25,8 @@ bench: .venv/test.stamp
 install: .venv/test.stamp
 
 .venv/core.stamp: pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "neuralign needs Python 3.11 or newer; run make PYTHON=<path>")'
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --quiet -c constraints.txt --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
 	touch $@

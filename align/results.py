@@ -85,7 +85,8 @@ def load_results(path: str | Path) -> pd.DataFrame:
         with open_saved(path, CONTENT) as file, _reading(path):
             return _read_hdf5(file)
     with _reading(path):
-        text = path.read_text(encoding="utf-8-sig")
+        with path.open(encoding="utf-8-sig", newline="") as file:  # a line end within a name is kept as it is
+            text = file.read()
         return _typed(_parse_csv(text) if suffix == ".csv" else _parse_json(text))
 
 
@@ -108,6 +109,9 @@ def check_table(table: Any, name: str) -> None:
     missing = [column for column in COLUMNS if column not in table]
     if missing:
         raise ValueError(f"{name} lacks the columns {', '.join(missing)}; {source}.")
+    infinite = np.isinf(table[["score", "ceiling", "ci_low", "ci_high"]].astype(float)).any(axis=1)
+    if infinite.any():
+        raise ValueError(f"{name} has {int(infinite.sum())} rows with infinite scores, ceilings or intervals.")
 
 
 def check_target(path: str | Path) -> Path:

@@ -1,3 +1,5 @@
+"""Brains and stimuli: recordings with what was shown, by name, from one's own arrays, or simulated."""
+
 if __name__ == "datasets":
     raise ImportError("the checkout root is on sys.path; use python -P or the neuralign command")
 

@@ -1,4 +1,4 @@
-"""The axes of a recording: tables of presentations, units and events with their defaults, and times."""
+"""Responses and their axes: tables of presentations, units and events with their defaults, and times."""
 
 from __future__ import annotations
 
@@ -10,6 +10,41 @@ import pandas as pd
 from .errors import unknown
 from .stimuli import StimulusSet
 
+# What a unit without a region, or without a subject, is counted under.
+UNASSIGNED = "unassigned"
+
+
+def as_array(values: Any) -> Any:
+    """Numbers as an array, as they are where they have a shape and a dtype (memory maps, HDF5 datasets).
+
+    Tensors, tables and lists become numpy arrays, and masked values NaN.
+    """
+    if hasattr(values, "detach"):  # a torch tensor, perhaps on a GPU, perhaps bfloat16
+        values = values.detach().cpu()
+        return values.float().numpy() if "bfloat16" in str(values.dtype) else values.numpy()
+    if isinstance(values, np.ma.MaskedArray) and values.dtype.kind in "biuf":
+        return np.ma.filled(values.astype(np.result_type(values.dtype, np.float32)), np.nan)
+    if isinstance(values, pd.DataFrame | pd.Series | pd.Index) or not hasattr(values, "shape"):
+        try:
+            return np.asarray(values)
+        except ValueError as error:
+            raise ValueError(f"a {type(values).__name__} of rows that differ in length is no array: {error}") from error
+    return values
+
+
+def as_responses(responses: Any, axes: str) -> Any:
+    """Responses as an array of real numbers; `axes` says for the message which axes it needs."""
+    responses = as_array(responses)
+    shape = tuple(responses.shape)
+    if len(shape) < 2:
+        mend = " For one unit pass responses[:, None]." if shape else ""
+        raise ValueError(f"responses has shape {shape}; expected {axes}.{mend}")
+    if np.dtype(responses.dtype).kind not in "biuf":
+        raise ValueError(f"responses are {responses.dtype}; expected real numbers.")
+    if 0 in shape:
+        raise ValueError(f"responses has shape {shape}: nothing is in it.")
+    return responses
+
 
 def presentation_table(table: pd.DataFrame, stimuli: StimulusSet | None) -> pd.DataFrame:
     """Presentations with index 0, 1, ..., repeats filled in and stimuli checked."""
@@ -20,10 +55,15 @@ def presentation_table(table: pd.DataFrame, stimuli: StimulusSet | None) -> pd.D
     table = table.reset_index(drop=True)
     table["stimulus"] = table["stimulus"].astype(str).astype(object)
     if "repeat" not in table.columns:
-        repeat = table.groupby("stimulus").cumcount().to_numpy()
+        repeat = table.groupby(presentation_cell(table), dropna=False).cumcount().to_numpy()
         table.insert(table.columns.tolist().index("stimulus") + 1, "repeat", repeat)
     check_known(table["stimulus"], stimuli, "presentations")
     return table
+
+
+def presentation_cell(table: pd.DataFrame) -> list[str]:
+    """Columns within which presentations repeat each other: the stimulus and, where it is told, the subject."""
+    return [column for column in ("stimulus", "subject") if column in table.columns]
 
 
 def unit_table(table: pd.DataFrame) -> pd.DataFrame:
@@ -33,6 +73,10 @@ def unit_table(table: pd.DataFrame) -> pd.DataFrame:
     for position, (column, default) in enumerate(defaults.items()):
         if column not in table.columns:
             table.insert(min(position, table.shape[1]), column, default)
+    for column in ("subject", "region"):
+        missing = table[column].isna()
+        if missing.any():
+            table[column] = table[column].astype(object).where(~missing, UNASSIGNED)
     table["subject"] = table["subject"].astype(str).astype(object)
     return table
 

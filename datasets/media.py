@@ -38,6 +38,17 @@ def existing_files(entries: Sequence[str | Path], argument: str) -> list[Path]:
     return files
 
 
+def check_stack(shape: tuple[int, ...], argument: str) -> None:
+    """Refuse what is no stack (stimulus, height, width, 3) or (stimulus, height, width), above all one image."""
+    single = len(shape) == 2 or (len(shape) == 3 and shape[-1] in (3, 4))
+    if single or len(shape) not in (3, 4):
+        raise ValueError(
+            f"{argument} has shape {shape}; expected (stimulus, height, width, 3) or (stimulus, height, width). "
+            "Put a single image in a list."
+        )
+    check_channels(shape[1:], argument)
+
+
 def check_channels(shape: tuple[int, ...], argument: str) -> None:
     """Refuse an image that is neither (height, width, 3) nor (height, width)."""
     if len(shape) == 2 or (len(shape) == 3 and shape[-1] == 3):
@@ -64,27 +75,50 @@ def as_uint8(images: np.ndarray, argument: str) -> np.ndarray:
 
 
 def decode_image(item: bytes | np.ndarray) -> Image:
-    """PIL RGB image of an encoded file or a uint8 array; an alpha channel is dropped.
+    """PIL RGB image of an encoded file or a uint8 array, as :func:`as_rgb` makes it.
 
     Raises
     ------
     ValueError
-        The bytes are no whole image.
+        The bytes are no whole image, or one too large to be decoded safely.
     """
     from PIL import Image
 
     if isinstance(item, np.ndarray):
-        image = Image.fromarray(item)
-    else:
-        try:
-            image = Image.open(io.BytesIO(item))
-            image.load()
-        except (OSError, SyntaxError, EOFError) as error:
-            reason = str(error).partition("<")[0].strip()
-            raise ValueError(f"{len(item)} bytes are not a whole image: {reason}") from error
-    if image.mode.startswith("I"):
-        # 16-bit grey: PIL would clip at 255 where the upper byte is meant.
-        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+        return as_rgb(Image.fromarray(item))
+    try:
+        image = Image.open(io.BytesIO(item))
+        image.load()
+    except Exception as error:  # decoders of damaged files fail in many ways
+        reason = str(error).partition("<")[0].strip() or type(error).__name__
+        raise ValueError(f"{len(item)} bytes are not a whole image: {reason}") from error
+    return as_rgb(image)
+
+
+def as_rgb(image: Image) -> Image:
+    """A PIL image of any mode as RGB, turned upright as its EXIF data says; an alpha channel is dropped.
+
+    Of 16-bit grey the upper byte is kept, floats within [0, 1] are scaled, and 32-bit integers must lie within
+    [0, 255].
+    """
+    from PIL import Image, ImageOps
+
+    # PNG holds no 32-bit integers: where PIL says so, 16 bits are meant.
+    sixteen = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
+    image = ImageOps.exif_transpose(image)
+    if sixteen:
+        # PIL would clip at 255.
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.mode == "F":
+        image = Image.fromarray(as_uint8(np.asarray(image), "an image of mode F"))
+    elif image.mode == "I":
+        grey = np.asarray(image)
+        if grey.min() < 0 or grey.max() > 255:
+            raise ValueError(
+                f"an image of mode I runs from {grey.min()} to {grey.max()}; expected values within [0, 255]. Scale "
+                "it, or save it as 16-bit grey."
+            )
+        image = Image.fromarray(grey.astype(np.uint8))
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return image if image.mode == "RGB" else image.convert("RGB")
@@ -98,14 +132,18 @@ def decode_sound(item: bytes | tuple[np.ndarray, int]) -> tuple[np.ndarray, int]
     Raises
     ------
     ValueError
-        The bytes are no wav file.
+        The bytes are no wav file, or it was cut off.
     """
     if isinstance(item, bytes):
         from scipy.io import wavfile
 
+        # The length in the header; a recorder that could not know it writes 0 or all ones.
+        length = int.from_bytes(item[4:8], "big" if item[:4] == b"RIFX" else "little")
+        if length not in (0, 2**32 - 1) and len(item) < length + 7:  # a last byte of padding may be left out
+            raise ValueError(f"{len(item)} bytes are not a whole wav file: its header says {length + 8} bytes")
         try:
             rate, samples = wavfile.read(io.BytesIO(item))
-        except (ValueError, EOFError) as error:
+        except Exception as error:  # the reader of damaged files fails in many ways
             raise ValueError(f"{len(item)} bytes are not a whole wav file: {error}") from error
     else:
         samples, rate = item

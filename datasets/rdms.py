@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from .errors import unknown
+from .selection import select_rows
 
 # Largest asymmetry or diagonal, relative to the largest entry, that counts as rounding of a stored matrix.
 TOLERANCE = 1e-5
@@ -213,18 +214,7 @@ class RDMs:
         ValueError
             For a column or a value that the table does not have, with the nearest ones.
         """
-        keep = np.ones(len(self), bool)
-        for column, wanted in columns.items():
-            values = self._column(column)
-            known = values.unique()
-            wanted = list(wanted) if isinstance(wanted, (list, tuple, set, np.ndarray, pd.Index)) else [wanted]
-            for value in wanted:
-                if value not in known:
-                    raise ValueError(unknown(column, value, known))
-            keep &= values.isin(wanted).to_numpy()
-        if not keep.any():
-            raise ValueError(f"no RDM of {len(self)} has all of {columns}; each value occurs, but not together.")
-        return self[keep]
+        return self[select_rows(columns, {"RDMs": self.table})["RDMs"]]
 
     def mean(self, by: str | Sequence[str] | None = None) -> RDMs:
         """Average of all RDMs, or one average per value of a column (or combination of columns).

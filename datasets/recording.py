@@ -13,7 +13,7 @@ import pandas as pd
 from scipy.sparse import csr_array
 
 from . import storage
-from .axes import presentation_table, time_points, time_window, unit_table
+from .axes import as_responses, presentation_table, time_points, time_window, unit_table
 from .errors import unknown
 from .selection import group_folds, holdout, linked_groups, positions, select_rows
 from .stimuli import StimulusSet
@@ -35,13 +35,15 @@ class Recording:
     ----------
     responses : array (presentation, unit) or (presentation, unit, time)
         numpy array, memory map or h5py.Dataset; kept as given, neither loaded nor copied. NaN marks what was
-        not recorded.
-    presentations : pandas.DataFrame
-        One row per presentation. Column ``stimulus`` (id) is required; ``repeat`` (0, 1, ... per stimulus) is
-        filled in; ``session``, ``run``, ``subject``, ``split`` and any others are optional.
-    units : pandas.DataFrame
+        not recorded. A torch tensor, a table, a list or a masked array is made an array.
+    presentations : pandas.DataFrame or mapping of columns
+        One row per presentation. Column ``stimulus`` (id) is required; ``repeat`` (0, 1, ... per stimulus and
+        subject) is filled in; ``session``, ``run``, ``subject``, ``split`` and any others are optional. With
+        ``subject``, units of other subjects are NaN in that row.
+    units : pandas.DataFrame, optional
         One row per unit (voxel, neuron, electrode). ``unit`` (0, 1, ...), ``subject`` ("1") and ``region``
-        ("all") are filled in; ``ncsnr``, ``hemisphere``, ``x``, ``y``, ``z`` and any others are optional.
+        ("all") are filled in, and "unassigned" where a subject or a region is missing; ``ncsnr``,
+        ``hemisphere``, ``x``, ``y``, ``z`` and any others are optional.
     times : array (time,), optional
         Seconds; needed by, and only by, responses with a time axis.
     stimuli : StimulusSet, optional
@@ -65,25 +67,21 @@ class Recording:
     def __init__(
         self,
         responses: Any,
-        presentations: pd.DataFrame,
-        units: pd.DataFrame,
+        presentations: pd.DataFrame | Mapping[str, Any],
+        units: pd.DataFrame | None = None,
         times: Any = None,
         stimuli: StimulusSet | None = None,
         name: str = "",
         truth: Any = None,
         info: Mapping[str, Any] | None = None,
     ):
-        if not hasattr(responses, "shape"):
-            responses = np.asarray(responses)
+        axes = "(presentation, unit) or (presentation, unit, time)"
+        responses = as_responses(responses, axes)
         shape = tuple(responses.shape)
-        if len(shape) not in (2, 3):
-            raise ValueError(
-                f"responses has shape {shape}; expected (presentation, unit) or (presentation, unit, time)."
-            )
-        if np.dtype(responses.dtype).kind not in "biuf":
-            raise ValueError(f"responses are {responses.dtype}; expected real numbers.")
-        if 0 in shape:
-            raise ValueError(f"responses has shape {shape}: nothing is in it.")
+        if len(shape) > 3:
+            raise ValueError(f"responses has shape {shape}; expected {axes}.")
+        presentations = pd.DataFrame(presentations)
+        units = pd.DataFrame(index=range(shape[1])) if units is None else units
         for argument, table, n in (("presentations", presentations, shape[0]), ("units", units, shape[1])):
             if len(table) != n:
                 raise ValueError(f"{argument} has {len(table)} rows; responses {shape} needs {n}.")
@@ -242,18 +240,21 @@ class Recording:
         -------
         Recording
             One presentation per stimulus, in the order of `stimuli` (without them, of first appearance), with
-            ``n_repeats``: presentations with any finite response. Columns of `presentations` that do not vary
-            within a stimulus are kept. Stimuli without a finite response are left out with one warning.
+            ``n_repeats``: finite responses behind the mean, of the unit that has most (select a subject or a
+            region first for theirs). Where `presentations` holds ``n_repeats``, it is summed over the rows that
+            are merged. Columns of `presentations` that do not vary within a stimulus are kept. Stimuli without
+            a finite response are left out with one warning.
         """
         code, order = self._stimulus_codes()
-        [mean], valid = self._averages([_rows_of(code, len(order))])
-        return self._averaged(mean, code, order, valid)
+        [(mean, n_repeats)] = self._averages([_rows_of(code, len(order))])
+        return self._averaged(mean, n_repeats, code, order)
 
     def split_halves(self, seed: int | np.random.Generator = 0) -> tuple[Recording, Recording]:
         """Means over two disjoint random halves of the repeats of each stimulus.
 
-        An odd repeat goes to either half at random. Stimuli with fewer than two valid repeats (presentations
-        with any finite response) are in neither half.
+        Where `presentations` tells subjects apart, the repeats of each subject are halved. An odd repeat goes
+        to either half at random. Stimuli with fewer than two valid repeats (presentations with any finite
+        response) are in neither half.
 
         Returns
         -------
@@ -269,14 +270,17 @@ class Recording:
         valid = self._valid_presentations()
         rng = np.random.default_rng(seed)
         half = np.full(self.n_presentations, -1)
-        for rows in _split_by(code, len(order)):
+        subject = self.presentations.get("subject", pd.Series("", index=self.presentations.index))
+        cell = pd.MultiIndex.from_arrays([code, pd.factorize(subject)[0]]).factorize(sort=True)[0]
+        for rows in _split_by(cell):
             rows = rng.permutation(rows[valid[rows]])
             if len(rows) >= 2:
                 half[rows] = (np.arange(len(rows)) + rng.integers(2)) % 2
         if (half < 0).all():
-            most = int(np.bincount(code[valid]).max(initial=0))
+            most = int(np.bincount(cell[valid]).max(initial=0))
+            within = " by a subject" if "subject" in self.presentations else ""
             raise ValueError(
-                f"split_halves needs two valid repeats of a stimulus; these {len(order)} stimuli have {most} "
+                f"split_halves needs two valid repeats of a stimulus{within}; these {len(order)} stimuli have {most} "
                 "at most. A recording that was averaged cannot be split: use the one with its repeats."
             )
         kept = np.unique(code[half >= 0])
@@ -284,8 +288,8 @@ class Recording:
         place[kept] = np.arange(len(kept))
         names = [order[one] for one in kept]
         codes = [np.where(half == one, place[code], -1) for one in (0, 1)]
-        means, _ = self._averages([_rows_of(part, len(kept)) for part in codes])
-        first, second = (self._averaged(mean, part, names, valid) for mean, part in zip(means, codes, strict=True))
+        halves = self._averages([_rows_of(part, len(kept)) for part in codes])
+        first, second = (self._averaged(*means, part, names) for means, part in zip(halves, codes, strict=True))
         return first, second
 
     def average_time(self, start: float | None = None, stop: float | None = None) -> Recording:
@@ -309,7 +313,7 @@ class Recording:
         order = list(names.unique()) if presented is None else list(presented)
         return pd.Index(order, dtype=object).get_indexer(pd.Index(names, dtype=object)), order
 
-    def _averages(self, members: list[csr_array]) -> tuple[list[np.ndarray], np.ndarray]:
+    def _averages(self, members: list[csr_array]) -> list[tuple[np.ndarray, np.ndarray]]:
         """Means over sets of presentations, in one pass through the responses.
 
         Parameters
@@ -319,41 +323,45 @@ class Recording:
 
         Returns
         -------
-        means : list of ndarray, shape (row, unit[, time])
-        valid : ndarray of bool, shape (presentation,)
-            Presentations with any finite response.
+        list of (mean, n_repeats)
+            Arrays of shape (row, unit[, time]) and (row,); repeats of the unit that has most.
         """
         depth = self.responses.shape[2:]
         means = [np.empty((each.shape[0], self.n_units, *depth), dtype=self._dtype) for each in members]
-        valid = np.zeros(self.n_presentations, dtype=bool)
+        n_repeats = [np.zeros(each.shape[0]) for each in members]
+        # A presentation that is a mean itself stands for the repeats behind it.
+        behind = self.presentations.get("n_repeats")
+        weight = None if behind is None else pd.to_numeric(behind).fillna(1).to_numpy(np.float64)
         for block, values in self.unit_blocks(self._block_size):
             flat = values.reshape(self.n_presentations, -1).astype(np.float64)
             finite = np.isfinite(flat)
-            valid |= finite.any(axis=1)
-            complete = bool(finite.all())
-            if not complete:
-                flat = np.where(finite, flat, 0)
-            for mean, each in zip(means, members, strict=True):
-                count = each.sum(axis=1)[:, None] if complete else each @ finite.astype(np.float64)
+            valid = np.ones((len(flat), 1))  # one column stands for all where nothing is missing
+            if not finite.all():
+                flat, valid = np.where(finite, flat, 0), finite.astype(np.float64)
+            for mean, most, each in zip(means, n_repeats, members, strict=True):
+                count = each @ valid
                 with np.errstate(invalid="ignore"):
                     mean[:, block] = ((each @ flat) / count).reshape(mean.shape[0], -1, *depth)
-        return means, valid
+                repeats = count if weight is None else each @ (valid * weight[:, None])
+                np.maximum(most, repeats.max(axis=1), out=most)
+        return list(zip(means, n_repeats, strict=True))
 
-    def _averaged(self, mean: np.ndarray, code: np.ndarray, order: list[str], valid: np.ndarray) -> Recording:
+    def _averaged(self, mean: np.ndarray, n_repeats: np.ndarray, code: np.ndarray, order: list[str]) -> Recording:
         """A recording of means; `code` is the averaged row of each presentation, -1 for none."""
-        used = code >= 0
-        table = self.presentations[used]
-        # Averaging an average again leaves the number of repeats behind it as it was.
-        weight = self.presentations.get("n_repeats", pd.Series(1, index=self.presentations.index)).to_numpy()
-        n_repeats = np.bincount(code[used], weights=(weight * valid)[used], minlength=len(order)).astype(int)
-        first = table.assign(code=code[used]).drop_duplicates("code").set_index("code").sort_index()
+        table = self.presentations[code >= 0]
+        if (n_repeats == np.rint(n_repeats)).all():
+            n_repeats = n_repeats.astype(int)
+        first = table.assign(code=code[code >= 0]).drop_duplicates("code").set_index("code").sort_index()
         # Cells that are lists cannot be counted as they are.
         comparable = self.presentations.apply(lambda cells: cells.astype(str) if cells.dtype == object else cells)
         varying = comparable.groupby("stimulus").nunique(dropna=False).gt(1).any()
         kept = [column for column in table.columns if column != "repeat" and not varying.get(column, False)]
-        presentations = first[kept].assign(n_repeats=n_repeats).reset_index(drop=True)
+        merged = len(table) > len(first)
+        if merged or "n_repeats" not in table.columns:
+            first = first.assign(n_repeats=n_repeats)
+        presentations = first[[*(one for one in kept if one != "n_repeats"), "n_repeats"]].reset_index(drop=True)
         stimuli = self._presented(presentations)
-        silent = n_repeats == 0
+        silent = ~np.isfinite(mean).reshape(len(mean), -1).any(axis=1)
         if silent.any():
             warnings.warn(
                 f"{int(silent.sum())} of {len(order)} stimuli have no finite response and are left out.",
@@ -393,19 +401,22 @@ class Recording:
         Raises
         ------
         ValueError
-            The dataset's own split has a stimulus on both sides, or too few stimuli to split.
+            The dataset's own split has a stimulus or a group on both sides, or too few stimuli to split.
         """
         if test is None and "split" in self.presentations.columns:
             split = self.presentations["split"]
             sides = [np.flatnonzero(split == side) for side in ("train", "test")]
             if all(len(side) for side in sides):
-                names = self.presentations["stimulus"]
-                shared = sorted(set(names[sides[0]]) & set(names[sides[1]]))
-                if shared:
-                    raise ValueError(
-                        f"{len(shared)} stimuli are in train and in test, first {shared[0]!r}; "
-                        "give test=0.2 to split anew."
-                    )
+                apart = {"stimuli": self.presentations["stimulus"].to_numpy()}
+                if groups is not None:
+                    apart["groups"] = self._labels(groups)
+                for what, labels in apart.items():
+                    shared = sorted(set(labels[sides[0]]) & set(labels[sides[1]]), key=str)
+                    if shared:
+                        raise ValueError(
+                            f"{len(shared)} {what} are in train and in test, first {str(shared[0])!r}; "
+                            "give test=0.2 to split anew."
+                        )
                 return self._take(sides[0]), self._take(sides[1])
             raise ValueError(
                 f"the column split holds {sorted(split.astype(str).unique())}; expected 'train' and 'test'. "
@@ -430,8 +441,10 @@ class Recording:
     def _groups(self, groups: Any) -> np.ndarray:
         """Presentations that must stay together: same stimulus, or linked through the same group."""
         stimulus = self.presentations["stimulus"].to_numpy()
-        if groups is None:
-            return linked_groups(stimulus)
+        return linked_groups(stimulus) if groups is None else linked_groups(stimulus, self._labels(groups))
+
+    def _labels(self, groups: Any) -> np.ndarray:
+        """Group of each presentation: those of a column, or those given."""
         if isinstance(groups, str):
             if groups not in self.presentations.columns:
                 raise ValueError(unknown("groups", groups, self.presentations.columns))
@@ -442,7 +455,7 @@ class Recording:
                 f"groups has shape {labels.shape}; expected one label for each of the "
                 f"{self.n_presentations} presentations."
             )
-        return linked_groups(stimulus, labels)
+        return labels
 
     # --------------------------------------------------------------------------------------------- storage
 
@@ -454,7 +467,7 @@ class Recording:
         """
         with storage.new_hdf5(path, "Recording") as file:
             file.attrs["name"] = self.name
-            file.attrs["info"] = json.dumps(self.info, default=str)
+            file.attrs["info"] = storage.to_json(self.info, "info")
             storage.write_responses(file, self.responses)
             storage.write_table(file, "presentations", self.presentations)
             storage.write_table(file, "units", self.units)
@@ -524,6 +537,6 @@ def _rows_of(code: np.ndarray, n: int) -> csr_array:
     return csr_array((np.ones(len(used)), (code[used], used)), shape=(n, len(code)))
 
 
-def _split_by(code: np.ndarray, n: int) -> list[np.ndarray]:
+def _split_by(code: np.ndarray) -> list[np.ndarray]:
     """Positions of each code, ascending."""
-    return np.split(np.argsort(code, kind="stable"), np.cumsum(np.bincount(code, minlength=n))[:-1])
+    return np.split(np.argsort(code, kind="stable"), np.cumsum(np.bincount(code))[:-1])

@@ -12,6 +12,7 @@ from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
@@ -45,7 +46,7 @@ class DatasetCard:
     files : tuple of FileCard
     folders : tuple of str
         Names its folder is known to have, besides `name`.
-    selection : mapping
+    selection : mapping, read-only
         Keyword of the loader to what it selects.
     notes : str
     needs_root : bool
@@ -63,6 +64,9 @@ class DatasetCard:
     selection: Mapping[str, str] = field(default_factory=dict)
     notes: str = ""
     needs_root: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "selection", MappingProxyType(dict(self.selection)))
 
 
 Loader = Callable[..., Any]
@@ -194,8 +198,8 @@ def _root(card: DatasetCard, root: str | Path | None) -> Path | None:
     else:
         found = f"no root was given and {ENVIRONMENT} is not set"
     raise FileNotFoundError(
-        f"{card.name}: {found}. Get the data from {card.source}, then pass root=<its folder>, or put it into a "
-        f"folder {names} and set {ENVIRONMENT} to the folder above."
+        f"{card.name}: {found}. Get the data from {card.source}, then pass root=<its folder> (--root "
+        f"in the shell), or put it into a folder {names} and set {ENVIRONMENT} to the folder above."
     )
 
 

@@ -62,7 +62,7 @@ def select_rows(criteria: Mapping[str, object], tables: Mapping[str, pd.DataFram
             raise ValueError(unknown(key, wanted[min(missing)], known))
     for axis, mask in keep.items():
         if len(mask) and not mask.any():
-            raise ValueError(f"no {axis} meets {dict(criteria)!r} at once; loosen one of the criteria.")
+            raise ValueError(f"none of the {axis} meets {dict(criteria)!r} at once; loosen one of the criteria.")
     return {axis: np.flatnonzero(mask) for axis, mask in keep.items()}
 
 

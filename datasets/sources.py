@@ -19,6 +19,8 @@ Item = bytes | str | np.ndarray | tuple[np.ndarray, int]
 
 # Rows of an HDF5 file that are read together when they follow each other.
 _ROWS_PER_READ = 64
+# A member of a zip archive that says it is larger than this is no image.
+_LARGEST_MEMBER = 512 * 2**20
 
 
 class Source(Protocol):
@@ -124,7 +126,7 @@ class Files(_Base):
     """One file per item, read as bytes."""
 
     def __init__(self, paths: Sequence[str | Path]):
-        self._paths = [Path(path) for path in paths]
+        self._paths = [Path(path).absolute() for path in paths]  # still right after a change of folder
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -152,11 +154,24 @@ def open_zip(path: Path) -> zipfile.ZipFile:
         ) from error
 
 
+def _inflated(archive: zipfile.ZipFile, member: str) -> bytes:
+    """Content of a member, at most as long as the archive says; what says or holds more is refused."""
+    about = archive.getinfo(member)
+    if about.file_size > _LARGEST_MEMBER:
+        raise zipfile.BadZipFile(f"{member} says it holds {about.file_size} bytes; at most {_LARGEST_MEMBER} are read")
+    if about.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        # Other decoders cannot be told where to stop.
+        raise zipfile.BadZipFile(f"{member} is packed by method {about.compress_type}; pack it as stored or deflated")
+    with archive.open(about) as file:
+        # Never read() without a length: that inflates all there is. A wrong length fails the checksum.
+        return file.read(about.file_size)
+
+
 class ZipMembers(_Base):
     """Members of a zip archive, read as bytes."""
 
     def __init__(self, path: str | Path, members: Sequence[str]):
-        self._path = Path(path)
+        self._path = Path(path).absolute()
         self._members = list(members)
 
     def __len__(self) -> int:
@@ -165,7 +180,7 @@ class ZipMembers(_Base):
     def read_many(self, indices: Sequence[int] | np.ndarray) -> Iterator[Item]:
         with open_zip(self._path) as archive:
             for index in indices:
-                yield archive.read(self._members[index])
+                yield _inflated(archive, self._members[index])
 
     def where(self, index: int) -> str:
         return f"{self._path}:{self._members[index]}"
@@ -178,7 +193,7 @@ class Hdf5Rows(_Base):
     """Rows of a dataset in an HDF5 file."""
 
     def __init__(self, path: str | Path, dataset: str, rows: np.ndarray):
-        self._path = Path(path)
+        self._path = Path(path).absolute()
         self._dataset = dataset
         self._rows = rows
 

@@ -16,8 +16,10 @@ import pandas as pd
 from .errors import unknown
 from .media import (
     IMAGE_SUFFIXES,
+    as_rgb,
     as_uint8,
     check_channels,
+    check_stack,
     decode_image,
     decode_sound,
     existing_files,
@@ -99,7 +101,7 @@ class StimulusSet:
         ----------
         images : array (stimulus, height, width, 3) or (stimulus, height, width), or a list
             uint8, or floats within [0, 1], which become ``round(255 * value)``. A list may hold arrays of
-            different sizes, PIL images, or paths of image files (all paths or none).
+            different sizes, PIL images (of any mode), or paths of image files (all paths or none).
         ids : sequence of str, optional
             Default: file stems for paths, else "image-00001", ...
 
@@ -110,12 +112,7 @@ class StimulusSet:
         """
         source: Source
         if isinstance(images, np.ndarray):
-            if images.ndim not in (3, 4):
-                raise ValueError(
-                    f"images has shape {images.shape}; expected (stimulus, height, width, 3) or "
-                    "(stimulus, height, width). Put a single image in a list."
-                )
-            check_channels(images.shape[1:], "images")
+            check_stack(images.shape, "images")
             source = Rows(as_uint8(images, "images"))
         else:
             entries = list(images)
@@ -127,7 +124,7 @@ class StimulusSet:
             elif any(paths):
                 raise ValueError("images mixes paths with arrays; give only one of them.")
             else:
-                arrays = [np.asarray(e.convert("RGB") if hasattr(e, "convert") else e) for e in entries]
+                arrays = [np.asarray(as_rgb(e) if hasattr(e, "getexif") else e) for e in entries]
                 for array in arrays:
                     check_channels(array.shape, "images")
                 source = Items([as_uint8(array, f"images[{i}]") for i, array in enumerate(arrays)])
@@ -191,7 +188,8 @@ class StimulusSet:
         """
         archive = Path(path)
         with open_zip(archive) as file:
-            members = sorted(member for member in file.namelist() if is_image_file(Path(member)))
+            files = (member.filename for member in file.infolist() if not member.is_dir())
+            members = sorted(member for member in files if is_image_file(Path(member)))
         if not members:
             raise ValueError(f"{archive} holds no images ({', '.join(IMAGE_SUFFIXES)}).")
         ids = short_names([Path(member) for member in members])
@@ -215,10 +213,15 @@ class StimulusSet:
         dataset : str, optional
             Name of a uint8 dataset (stimulus, height, width, 3) or (stimulus, height, width); default the
             only such four-dimensional one.
+
+        Raises
+        ------
+        ValueError
+            No such dataset, or one whose values lie in other files.
         """
         import h5py
 
-        from .storage import open_hdf5
+        from .storage import open_hdf5, require_inside
 
         with open_hdf5(path) as file:
             arrays: dict[str, h5py.Dataset] = {}
@@ -240,11 +243,12 @@ class StimulusSet:
             if key not in arrays:
                 raise ValueError(unknown("dataset", dataset, arrays))
             stack = arrays[key]
-            if stack.dtype != np.uint8 or stack.ndim not in (3, 4):
+            if stack.dtype != np.uint8:
                 raise ValueError(
                     f"{path}:{key} is {stack.dtype} {stack.shape}; expected uint8 (stimulus, height, width, 3)."
                 )
-            check_channels(stack.shape[1:], f"{path}:{key}")
+            check_stack(stack.shape, f"{path}:{key}")
+            require_inside(stack)
             source = Hdf5Rows(path, key, np.arange(len(stack)))
         return cls(_numbered("image", source) if ids is None else ids, source, "image", table, objects, name)
 
@@ -399,6 +403,15 @@ class StimulusSet:
         [position] = positions(index, len(self), "index")
         return self._decode(int(position), next(self._items(np.array([position]))))
 
+    def iter_images(self) -> Iterator[Image]:
+        """RGB images in order, one at a time; an archive or HDF5 file is opened once.
+
+        For a batch, ``stimuli[rows].iter_images()``.
+        """
+        self._require("image", "iter_images()")
+        rows = range(len(self))
+        return (self._decode(row, item) for row, item in zip(rows, self._items(np.arange(len(self))), strict=True))
+
     def images(self, ids: Iterable[str] | None = None, size: int | None = None) -> np.ndarray:
         """Images as one array.
 
@@ -505,10 +518,14 @@ class StimulusSet:
 
     @cached_property
     def table_hash(self) -> str:
-        """SHA-256 over the annotations `table` and `objects`, which `content_hash` leaves out."""
-        digest = hashlib.sha256(self.table.to_csv().encode())
-        if self.objects is not None:
-            digest.update(self.objects.to_csv(index=False).encode())
+        """SHA-256 over the annotations `table` and `objects`, which `content_hash` leaves out; 1 is not "1"."""
+        from .storage import cell_texts
+
+        digest = hashlib.sha256("\n".join(self.ids).encode())
+        for table in (self.table, self.objects):
+            for column, cells in () if table is None else table.items():
+                digest.update(f"\n{column}: {','.join(cell_texts(cells))}".encode())
+            digest.update(b"\n\n")
         return digest.hexdigest()
 
 

@@ -27,7 +27,7 @@ _PIECE = 2**24
 
 def open_hdf5(path: str | Path) -> h5py.File:
     """Open an HDF5 file for reading; say what to do about one that is missing, cut off or no HDF5 file."""
-    path = Path(path)
+    path = Path(path).absolute()  # the file can be opened again after a change of folder
     if not path.is_file():
         raise FileNotFoundError(f"no file at {path}.")
     try:
@@ -68,9 +68,34 @@ def open_saved(path: str | Path, content: str) -> h5py.File:
     found = str(file.attrs.get("format", "")), str(file.attrs.get("content", ""))
     if found != (FORMAT, content):
         file.close()
-        what = f"a saved {found[1]} ({found[0]})" if found[1] else "an HDF5 file of another program"
-        raise ValueError(f"{path} is {what}; expected a {content} saved by neuralign ({FORMAT}).")
+        what = f"holds {found[1]} ({found[0]})" if found[1] else "is an HDF5 file of another program"
+        raise ValueError(f"{path} {what}; expected {content} saved by neuralign ({FORMAT}).")
+    try:
+        _require_closed(file)
+    except BaseException:
+        file.close()
+        raise
     return file
+
+
+def _require_closed(file: h5py.File) -> None:
+    """Refuse a file of which anything leads to other files."""
+    links: dict[str, object] = {}
+    file.visititems_links(links.__setitem__)  # returns None, which goes on; raising in there is not allowed
+    for name, link in links.items():
+        if isinstance(link, h5py.ExternalLink):
+            raise ValueError(f"{file.filename}: {name} is a link to another file, {link.filename}; it is not followed.")
+        if isinstance(link, h5py.HardLink) and isinstance(file[name], h5py.Dataset):
+            require_inside(file[name])
+
+
+def require_inside(dataset: h5py.Dataset) -> None:
+    """Refuse a dataset whose values lie in other files, which the file could name at will."""
+    if dataset.is_virtual or dataset.external:
+        raise ValueError(
+            f"{dataset.file.filename}:{dataset.name} keeps its values in other files, which are not read; "
+            "copy them into one file first."
+        )
 
 
 @contextmanager
@@ -82,9 +107,9 @@ def saved(path: str | Path, content: str, lazy: bool) -> Iterator[h5py.File]:
     file = open_saved(path, content)
     try:
         yield file
-    except (KeyError, OSError) as error:
+    except (KeyError, IndexError, OSError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         lazy = False
-        raise ValueError(f"{path} is a damaged {content} ({error}); save or fetch it again.") from error
+        raise ValueError(f"{path} holds a damaged {content} ({error}); save or fetch it again.") from error
     finally:
         if not lazy:
             file.close()
@@ -161,7 +186,8 @@ class OnDisk:
     """How an array on disk travels to another process: by the name of its file."""
 
     def __init__(self, array: h5py.Dataset | np.memmap):
-        self.path = str(array.file.filename) if isinstance(array, h5py.Dataset) else str(array.filename)
+        name = array.file.filename if isinstance(array, h5py.Dataset) else array.filename
+        self.path = str(Path(str(name)).absolute())
         if isinstance(array, h5py.Dataset):
             self.dataset, self.layout = array.name, None
         else:
@@ -198,10 +224,12 @@ def write_table(parent: h5py.Group, name: str, table: pd.DataFrame) -> None:
         values = table[column].to_numpy()
         if values.dtype.kind in "biufc":
             group.create_dataset(str(position), data=values)
+        elif values.dtype.kind in "mM":
+            group.create_dataset(str(position), data=values.view(np.int64)).attrs["dtype"] = values.dtype.str
         elif all(isinstance(value, str) for value in values):
             group.create_dataset(str(position), data=[str(value) for value in values], dtype=_TEXT)
         else:
-            coded = [json.dumps(_plain(value)) for value in values]
+            coded = cell_texts(table[column])
             group.create_dataset(str(position), data=coded, dtype=_TEXT).attrs["json"] = True
 
 
@@ -216,14 +244,27 @@ def read_table(group: h5py.Group) -> pd.DataFrame:
         elif h5py.check_string_dtype(dataset.dtype):
             table[column] = dataset.asstr()[()]
         else:
-            table[column] = dataset[()]
+            table[column] = dataset[()].view(dataset.attrs.get("dtype", dataset.dtype))
     return table
 
 
+def cell_texts(column: pd.Series) -> list[str]:
+    """The cells of a column as JSON, the same for a column that was saved and read again."""
+    return [to_json(value, f"column {column.name!r}") for value in column]
+
+
+def to_json(value: Any, what: str) -> str:
+    """JSON of a value, whose name is `what` in messages; arrays become lists, other objects text."""
+    try:
+        return json.dumps(_plain(value), default=_plain)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{what} holds {str(value)[:80]}, which cannot be saved ({error}); make it text.") from error
+
+
 def _plain(value: Any) -> Any:
-    """A table cell as JSON can hold it; missing becomes None."""
-    if isinstance(value, np.generic):
-        value = value.item()
+    """A value as JSON can hold it; missing becomes None."""
+    if isinstance(value, np.ndarray | np.generic) and value.dtype.kind not in "mM":
+        value = value.tolist()
     if isinstance(value, list | tuple | dict | bool | int | str):
         return value
     missing = pd.isna(value)

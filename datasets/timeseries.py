@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from . import storage
-from .axes import event_table, unit_table
+from .axes import as_responses, event_table, unit_table
 from .selection import group_folds, linked_groups, positions, select_rows
 from .stimuli import StimulusSet
 
@@ -57,13 +57,10 @@ class TimeSeries:
         name: str = "",
         info: Mapping[str, Any] | None = None,
     ):
-        if not hasattr(responses, "shape"):
-            responses = np.asarray(responses)
+        responses = as_responses(responses, "(sample, unit)")
         shape = tuple(responses.shape)
-        if len(shape) != 2 or 0 in shape:
+        if len(shape) != 2:
             raise ValueError(f"responses has shape {shape}; expected (sample, unit).")
-        if np.dtype(responses.dtype).kind not in "biuf":
-            raise ValueError(f"responses are {responses.dtype}; expected real numbers.")
         if not sampling_rate > 0:
             raise ValueError(f"sampling_rate={sampling_rate!r}; expected samples per second, above zero.")
         labels = np.full(shape[0], "1") if runs is None else np.asarray(runs).astype(str)
@@ -212,7 +209,7 @@ class TimeSeries:
         """Write everything, stimuli included, to one HDF5 file, which replaces an older one once it is whole."""
         with storage.new_hdf5(path, "TimeSeries") as file:
             file.attrs["name"] = self.name
-            file.attrs["info"] = json.dumps(self.info, default=str)
+            file.attrs["info"] = storage.to_json(self.info, "info")
             file.attrs["sampling_rate"] = self.sampling_rate
             storage.write_responses(file, self.responses)
             storage.write_table(file, "samples", pd.DataFrame({"run": self.runs}))

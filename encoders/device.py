@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 
-def pick_device(device: str) -> torch.device:
+def pick_device(device: Any) -> torch.device:
     """``"auto"`` is a GPU when there is one, else the CPU; anything else as torch names it.
 
     Raises
@@ -13,12 +15,20 @@ def pick_device(device: str) -> torch.device:
     ValueError
         If torch does not know the device, or it is not there.
     """
-    if device == "auto":
+    if isinstance(device, str) and device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
+        if not isinstance(device, str | torch.device):
+            raise TypeError(f"{type(device).__name__} names no device")
         chosen = torch.device(device)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise ValueError(f"device={device!r} is unknown to torch; take 'auto', 'cpu' or 'cuda'") from error
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device={device!r}: torch finds no CUDA device here; take 'auto' or 'cpu'")
+    n_cuda = torch.cuda.device_count() if chosen.type == "cuda" else 0
+    if chosen.type == "cuda" and (chosen.index or 0) >= n_cuda:
+        found = f"{n_cuda} CUDA devices" if n_cuda else "no CUDA device"
+        raise ValueError(f"device={device!r}: torch finds {found} here; take 'auto' or 'cpu'")
+    try:
+        torch.zeros(1, device=chosen).cpu()
+    except (RuntimeError, NotImplementedError, AssertionError) as error:
+        raise ValueError(f"device={device!r} does not compute here; take 'auto', 'cpu' or 'cuda'") from error
     return chosen

@@ -35,4 +35,5 @@ for region, members in brain.units.groupby("region", sort=False).groups.items():
 # The same in one call, cross-validated over all stimuli, with interval, p value and a report.
 table = align.score(encoders.extract("gabor", brain.stimuli), brain)
 print()
-print(table.loc[table["metric"] == "r", ["region", "score", "ci_low", "ci_high", "ceiling", "normalised", "p"]].round(3))
+columns = ["region", "score", "ci_low", "ci_high", "ceiling", "normalised", "p"]
+print(table.loc[table["metric"] == "r", columns].round(3).to_string(index=False))

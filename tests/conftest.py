@@ -19,3 +19,15 @@ def data_root() -> Path:
     if not root.is_dir():
         pytest.skip(f"no real data at {root}; set NEURALIGN_DATA to its root")
     return root.resolve()
+
+
+@pytest.fixture(scope="session")
+def real_data(data_root):
+    """The folder of one real dataset by name; the test is skipped where it is absent."""
+
+    def folder(name: str) -> Path:
+        if not (data_root / name).is_dir():
+            pytest.skip(f"no {name} in {data_root}")
+        return data_root / name
+
+    return folder

@@ -1,9 +1,10 @@
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
 
-from neuralign.datasets import StimulusSet, from_arrays
+from neuralign.datasets import Recording, StimulusSet, from_arrays
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
 RESPONSES = np.random.default_rng(1).normal(size=(6, 4)).astype(np.float32)
@@ -53,11 +54,44 @@ def test_repeats_are_named_by_id_or_position():
         mean = recording.average_repeats().read()
         expected = np.stack([responses[order == i].mean(0) for i in range(6)])
         np.testing.assert_array_equal(mean, expected)
+    for ids in (order.astype(float), order.astype(object), torch.from_numpy(order), pd.Series(order)):
+        recording = from_arrays(responses, IMAGES, stimulus_ids=ids)
+        assert list(recording.presentations["stimulus"]) == list(by_position.presentations["stimulus"])
+    # In rows as many as stimuli, numbers are positions too and not names.
+    one_each = from_arrays(responses[:6], IMAGES, stimulus_ids=order[:6].astype(float))
+    assert list(one_each.presentations["stimulus"]) == list(by_position.presentations["stimulus"][:6])
+
+
+def test_numbers_that_are_ids_of_other_stimuli_are_refused():
+    order = np.array([3, 1, 2, 2, 5, 4])
     named = StimulusSet.from_images(IMAGES, ids=list("012345"))
-    swapped = StimulusSet.from_images(IMAGES, ids=list("543210"))
-    assert list(from_arrays(responses, named, stimulus_ids=order).presentations["stimulus"]) == [str(i) for i in order]
-    # Ids come before positions where the stimuli have names.
-    assert from_arrays(responses, swapped, stimulus_ids=order).presentations["stimulus"][0] == "3"
+    assert list(from_arrays(RESPONSES, named, stimulus_ids=order).presentations["stimulus"]) == [str(i) for i in order]
+    for ids in (list("543210"), list("123456"), [f"{i:03d}" for i in range(1, 7)]):
+        stimuli = StimulusSet.from_images(IMAGES, ids=ids)
+        for numbers in (order, order.astype(float)):
+            with pytest.raises(ValueError, match="and so are the ids of the stimuli .*strings"):
+                from_arrays(RESPONSES, stimuli, stimulus_ids=numbers)
+        by_name = from_arrays(RESPONSES, stimuli, stimulus_ids=[ids[i] for i in order])
+        assert list(by_name.presentations["stimulus"]) == [ids[i] for i in order]
+
+
+@pytest.mark.parametrize(
+    "responses",
+    [
+        pd.DataFrame(RESPONSES),
+        torch.from_numpy(RESPONSES),
+        RESPONSES.tolist(),
+        np.ma.masked_array(RESPONSES, RESPONSES > 1),
+        np.ma.masked_array((100 * RESPONSES).astype(np.int16), RESPONSES > 1),
+    ],
+)
+def test_whatever_holds_responses_becomes_an_array(responses):
+    masked = np.ma.getmaskarray(responses) if isinstance(responses, np.ma.MaskedArray) else np.zeros((6, 4), bool)
+    expected = np.where(masked, np.nan, np.ma.getdata(np.asarray(responses)))
+    for recording in (from_arrays(responses, IMAGES), Recording(responses, {"stimulus": list("abcdef")})):
+        assert type(recording.responses) is np.ndarray
+        np.testing.assert_allclose(recording.read(), expected, rtol=1e-6)
+    assert list(recording.units["unit"]) == [0, 1, 2, 3]
 
 
 def test_ids_name_stimuli_that_have_no_names():
@@ -79,6 +113,11 @@ def test_ids_name_stimuli_that_have_no_names():
         (RESPONSES, IMAGES, {"regions": ["V1", "V4"]}, "2 names for 4 units"),
         (RESPONSES, IMAGES, {"stimulus_ids": [1, 2, 3]}, "6 rows"),
         (RESPONSES, IMAGES, {"stimulus_ids": [1, 2, 3, 4, 5, 6]}, "count from 1"),
+        (RESPONSES, IMAGES, {"stimulus_ids": [0, 1, 2, 3, 4, 4.5]}, "holds 4.5; numbers are positions"),
+        (RESPONSES, IMAGES, {"stimulus_ids": [0, 1, 2, 3, 4, np.nan]}, "holds nan; numbers are positions"),
+        (3.0, IMAGES, {}, r"shape \(\); expected"),
+        ([[1.0, 2.0], [3.0]], IMAGES, {}, "differ in length"),
+        (RESPONSES, IMAGES[0], {}, "single image in a list"),
         (RESPONSES, IMAGES, {"stimulus_ids": ["image-00001"] * 5 + ["image-0002"]}, "did you mean"),
         (RESPONSES.astype(complex), IMAGES, {}, "real numbers"),
     ],

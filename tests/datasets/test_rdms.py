@@ -58,11 +58,12 @@ def test_select():
     rdms = stack()
     np.testing.assert_array_equal(rdms.select(subject="s2", session=[1]).vectors, rdms.vectors[[2]])
     assert len(rdms.select(session=[1, 2])) == 4
+    assert len(rdms.select(session="1")) == len(rdms.select(session=1))  # text finds a number
     with pytest.raises(ValueError, match="subject='s3' is unknown; did you mean"):
         rdms.select(subject="s3")
-    with pytest.raises(ValueError, match="column='sujet' is unknown; did you mean 'subject'"):
+    with pytest.raises(ValueError, match="selection='sujet' is unknown; did you mean 'subject'"):
         rdms.select(sujet="s1")
-    with pytest.raises(ValueError, match="not together"):
+    with pytest.raises(ValueError, match="none of the RDMs meets"):
         rdms[[0, 3]].select(subject="s1", session=2)
 
 

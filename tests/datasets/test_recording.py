@@ -173,7 +173,7 @@ def test_selection_errors(recording):
         recording.select(region="V5")
     with pytest.raises(ValueError, match="selection='regio' is unknown; did you mean 'region'"):
         recording.select(regio="V1")
-    with pytest.raises(ValueError, match="no units meets"):
+    with pytest.raises(ValueError, match="none of the units meets"):
         recording.select(region="V1", unit=5)
     with pytest.raises(ValueError, match="needs a recording with a time axis"):
         recording.select(time=(0, 1))
@@ -432,3 +432,82 @@ def test_xarray_round_trip(recording):
 
 def test_repr_says_what_is_there(recording):
     assert repr(recording) == ("<Recording 'test': 12 presentations of 4 stimuli; 6 units; subject 1; region V1, V4>")
+
+
+@pytest.fixture
+def joint():
+    """Two subjects with 3 units each; A saw every stimulus 3 times, B stimulus a 4 times and b once."""
+    shown = [("a", "A")] * 3 + [("b", "A")] * 3 + [("a", "B")] * 4 + [("b", "B")]
+    presentations = pd.DataFrame(shown, columns=["stimulus", "subject"]).sample(frac=1, random_state=0)
+    subject = np.repeat(["A", "B"], 3)
+    responses = np.random.default_rng(0).normal(size=(11, 6))
+    responses[presentations["subject"].to_numpy()[:, None] != subject] = np.nan
+    return Recording(responses, presentations, pd.DataFrame({"subject": subject}))
+
+
+def test_repeats_of_joint_recordings_are_those_of_a_subject(joint):
+    assert joint.presentations.groupby("stimulus")["repeat"].max().to_dict() == {"a": 3, "b": 2}
+    assert joint.average_repeats().presentations.set_index("stimulus")["n_repeats"].to_dict() == {"a": 4, "b": 3}
+    for subject, counts in {"A": {"a": 3, "b": 3}, "B": {"a": 4, "b": 1}}.items():
+        part = joint.select(subject=subject)
+        assert part.n_presentations == sum(counts.values()) and np.isfinite(part.read()).all()
+        mean = part.average_repeats()
+        assert mean.presentations.set_index("stimulus")["n_repeats"].to_dict() == counts
+        whole = joint.average_repeats()
+        rows = [list(whole.presentations["stimulus"]).index(one) for one in mean.presentations["stimulus"]]
+        columns = (joint.units["subject"] == subject).to_numpy()
+        np.testing.assert_allclose(mean.read(), whole.read()[rows][:, columns])
+
+
+def test_halves_of_joint_recordings_halve_each_subject(joint):
+    for seed in range(20):
+        one, other = joint.split_halves(seed=seed)
+        assert np.isfinite(one.read()[:, :3]).all() and np.isfinite(other.read()[:, :3]).all()
+        for half in (one, other):
+            n = half.presentations.set_index("stimulus")["n_repeats"]
+            assert n["a"] == 2 and n["b"] in (1, 2)
+            # The one presentation of b to B is in neither half.
+            assert np.isnan(half.read()[list(n.index).index("b"), 3:]).all()
+    lone = joint.select(stimulus="b", subject="B")
+    with pytest.raises(ValueError, match="of a stimulus by a subject"):
+        lone.split_halves()
+
+
+def test_own_column_n_repeats_is_kept_or_summed(recording):
+    table = pd.DataFrame({"stimulus": list("abc"), "n_repeats": [2.5, np.nan, 0]})
+    once = Recording(np.ones((3, 2)), table).average_repeats()
+    np.testing.assert_array_equal(once.presentations["n_repeats"], [2.5, np.nan, 0])
+    table = pd.DataFrame({"stimulus": list("aab"), "n_repeats": [2, 3, 4]})
+    responses = np.ones((3, 2))
+    responses[0, 0] = responses[1, 1] = np.nan
+    assert list(Recording(responses, table).average_repeats().presentations["n_repeats"]) == [3, 4]
+    assert list(Recording(np.ones((3, 2)), table).average_repeats().presentations["n_repeats"]) == [5, 4]
+
+
+def test_units_with_one_column_and_gaps_are_averaged():
+    mean = Recording(np.array([[1.0], [np.nan], [3.0]]), {"stimulus": list("aab")}).average_repeats()
+    np.testing.assert_array_equal(mean.read(), [[1], [3]])
+
+
+def test_groups_must_not_cross_the_split(recording):
+    split = np.where(recording.presentations["stimulus"].isin(["a", "b"]), "train", "test")
+    own = recording._with(presentations=recording.presentations.assign(split=split))
+    kept = own.train_test(groups=np.where(split == "train", "x", "y"))
+    assert [part.n_presentations for part in kept] == [6, 6]
+    with pytest.raises(ValueError, match="1 groups are in train and in test, first 'x'"):
+        own.train_test(groups=np.full(12, "x"))
+
+
+def test_missing_regions_and_subjects_have_a_name():
+    units = pd.DataFrame({"region": ["V1", None, np.nan], "subject": [np.nan, "S1", "S2"]})
+    part = Recording(np.ones((2, 3)), {"stimulus": ["a", "b"]}, units)
+    assert list(part.units["region"]) == ["V1", "unassigned", "unassigned"]
+    assert list(part.units["subject"]) == ["unassigned", "S1", "S2"]
+    assert part.select(region="unassigned").n_units == 2
+    assert units["region"].isna().sum() == 2
+
+
+@pytest.mark.parametrize("responses", [3.0, [1.0, 2.0]])
+def test_responses_without_two_axes_are_refused(responses):
+    with pytest.raises(ValueError, match=r"responses has shape .*expected \(presentation, unit\)"):
+        Recording(responses, {"stimulus": ["a", "b"]})

@@ -42,7 +42,7 @@ def toy(monkeypatch):
 
 
 def test_root_is_given_or_found_through_the_environment(toy, tmp_path, monkeypatch):
-    with pytest.raises(FileNotFoundError, match="no root was given.*the toy shop.*NEURALIGN_DATA"):
+    with pytest.raises(FileNotFoundError, match="no root was given.*the toy shop.*--root in the shell.*NEURALIGN_DATA"):
         datasets.load("toy-set")
     assert datasets.load("toy-set", root=tmp_path, session="2") == (tmp_path, "2")
     monkeypatch.setenv("NEURALIGN_DATA", str(tmp_path))
@@ -148,3 +148,12 @@ def test_import_is_light():
     )
     result = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_cards_are_read_only():
+    selection = {"session": "day"}
+    card = registry.DatasetCard("a", "", "", "", "", "", selection=selection)
+    selection["other"] = "x"
+    assert dict(card.selection) == {"session": "day"} and "session" in card.selection
+    with pytest.raises(TypeError):
+        card.selection["session"] = "night"

@@ -1,6 +1,7 @@
 import hashlib
 import io
 import pickle
+import tracemalloc
 import zipfile
 
 import h5py
@@ -309,3 +310,145 @@ def test_all_sources_pickle(folder, tmp_path, pixels):
 def test_pickled_subset_of_an_array_carries_its_rows_only():
     stimuli = StimulusSet.from_images(np.zeros((500, 20, 20, 3), np.uint8))
     assert len(pickle.dumps(stimuli[:5])) < 20_000
+
+
+def saved_bytes(image, fmt="PNG", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, format=fmt, **options)
+    return buffer.getvalue()
+
+
+def test_modes_of_grey_are_the_same_from_memory_and_from_files(tmp_path):
+    ramp = np.linspace(0, 65535, 16, dtype=np.uint16).reshape(4, 4)
+    grey = {
+        "I;16": (Image.fromarray(ramp), ramp >> 8),
+        "I": (Image.fromarray((ramp >> 8).astype(np.int32)), ramp >> 8),
+        "F": (Image.fromarray((ramp / 65535).astype(np.float32)), np.rint(ramp / 257)),
+    }
+    for mode, (image, expected) in grey.items():
+        assert image.mode == mode
+        (tmp_path / "a.tif").write_bytes(saved_bytes(image, "TIFF"))
+        for stimuli in (StimulusSet.from_images([image]), StimulusSet.from_images([tmp_path / "a.tif"])):
+            np.testing.assert_array_equal(stimuli.images()[0, ..., 0], expected, err_msg=mode)
+    for values, words in ((np.full((4, 4), 300, np.int32), "from 300 to 300"), (np.full((4, 4), 2.0), "2 to 2")):
+        image = Image.fromarray(values.astype(np.float32) if values.dtype.kind == "f" else values)
+        with pytest.raises(ValueError, match=words):
+            StimulusSet.from_images([image])
+        (tmp_path / "a.tif").write_bytes(saved_bytes(image, "TIFF"))
+        with pytest.raises(ValueError, match=f"'a' .*a\\.tif.*{words}"):
+            StimulusSet.from_images([tmp_path / "a.tif"]).image(0)
+
+
+def test_images_stand_upright(tmp_path, pixels):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees
+    content = saved_bytes(Image.fromarray(pixels[0, :6]), exif=exif)
+    (tmp_path / "a.png").write_bytes(content)
+    expected = np.rot90(pixels[0, :6], -1)
+    np.testing.assert_array_equal(StimulusSet.from_folder(tmp_path).images()[0], expected)
+    np.testing.assert_array_equal(StimulusSet.from_images([Image.open(tmp_path / "a.png")]).images()[0], expected)
+
+
+def test_one_image_is_no_stack(pixels):
+    for one in (pixels[0], pixels[0] / 255, np.zeros((8, 8, 4), np.uint8)):
+        with pytest.raises(ValueError, match="single image in a list"):
+            StimulusSet.from_images(one)
+    assert len(StimulusSet.from_images([pixels[0]])) == 1
+
+
+def test_decoders_that_fail_name_stimulus_and_file(tmp_path, pixels, monkeypatch):
+    (tmp_path / "big.png").write_bytes(png(pixels[0]))
+    stimuli = StimulusSet.from_folder(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+        with pytest.raises(ValueError, match=r"'big' .*big\.png.*decompression bomb"):
+            stimuli.image(0)
+    monkeypatch.setattr(Image, "open", lambda file: 1 / 0)
+    with pytest.raises(ValueError, match=r"'big' .*big\.png.*division"):
+        stimuli.image(0)
+
+
+def test_zip_members_that_are_no_images(tmp_path, pixels):
+    path = zipped(tmp_path / "images.zip", pixels)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.mkdir("folder.png")
+        archive.writestr("zz.png", png(pixels[0]), zipfile.ZIP_LZMA)
+    stimuli = StimulusSet.from_zip(path)
+    assert stimuli.ids == ("im0", "im1", "im2", "im3", "im4", "zz")
+    with pytest.raises(ValueError, match=r"'zz' .*stored or deflated"):
+        stimuli.image(5)
+
+
+@pytest.mark.parametrize(("declared", "words"), [(600 * 2**20, "629145600 bytes"), (1000, "CRC")])
+def test_zip_bombs_are_refused_by_name(tmp_path, declared, words):
+    path = tmp_path / "bomb.zip"
+    size = 64 * 2**20
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("bomb.png", bytes(size))
+    data = path.read_bytes().replace(size.to_bytes(4, "little"), declared.to_bytes(4, "little"))
+    path.write_bytes(data)
+    stimuli = StimulusSet.from_zip(path)
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=rf"'bomb' .*bomb\.png.*{words}"):
+        stimuli.image(0)
+    assert tracemalloc.get_traced_memory()[1] < 2**20
+    tracemalloc.stop()
+
+
+def test_hdf5_values_in_other_files_are_refused(tmp_path, pixels):
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["images"] = pixels
+    (tmp_path / "raw.bin").write_bytes(pixels.tobytes())
+    layout = h5py.VirtualLayout(pixels.shape, pixels.dtype)
+    layout[:] = h5py.VirtualSource(str(tmp_path / "other.h5"), "images", pixels.shape)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_virtual_dataset("virtual", layout)
+        file.create_dataset("raw", pixels.shape, np.uint8, external=[(str(tmp_path / "raw.bin"), 0, pixels.size)])
+        file["link"] = h5py.ExternalLink(str(tmp_path / "other.h5"), "images")
+    for key, words in (("virtual", "in other files"), ("raw", "in other files"), ("link", "unknown")):
+        with pytest.raises(ValueError, match=words):
+            StimulusSet.from_hdf5(tmp_path / "a.h5", key)
+
+
+def test_images_one_by_one_open_an_archive_once(tmp_path, pixels, monkeypatch):
+    from neuralign.datasets import sources
+
+    opened = []
+    plain = sources.open_zip
+    monkeypatch.setattr(sources, "open_zip", lambda path: opened.append(path) or plain(path))
+    stimuli = StimulusSet.from_zip(zipped(tmp_path / "images.zip", pixels))
+    opened.clear()
+    found = [np.asarray(image) for image in stimuli[[4, 0, 2]].iter_images()]
+    np.testing.assert_array_equal(found, pixels[[4, 0, 2]])
+    assert len(opened) == 1
+    with pytest.raises(ValueError, match="needs images"):
+        StimulusSet.from_sentences(["a"]).iter_images()
+
+
+def test_annotations_of_another_type_have_another_hash(pixels):
+    def hashed(values):
+        return StimulusSet.from_images(pixels, table=pd.DataFrame({"a": values})).table_hash
+
+    assert hashed([1, 2, 3, 4, 5]) != hashed(list("12345"))
+    assert hashed(["a", None, "c", "d", "e"]) != hashed(["a", "", "c", "d", "e"])
+    assert hashed(pd.Categorical(list("aabbc"))) == hashed(list("aabbc"))
+
+
+@pytest.mark.parametrize("keep", [-100, 30, 50])
+def test_wav_files_that_were_cut_are_refused(tmp_path, keep):
+    wavfile.write(tmp_path / "tone.wav", 8000, np.arange(400, dtype=np.int16))
+    (tmp_path / "tone.wav").write_bytes((tmp_path / "tone.wav").read_bytes()[:keep])
+    with pytest.raises(ValueError, match=r"'tone' .*tone\.wav.*whole wav"):
+        StimulusSet.from_sounds([tmp_path / "tone.wav"]).sound(0)
+
+
+def test_relative_paths_outlive_a_change_of_folder(folder, tmp_path, pixels, monkeypatch):
+    zipped(tmp_path / "images.zip", pixels)
+    with h5py.File(tmp_path / "images.h5", "w") as file:
+        file["images"] = pixels
+    monkeypatch.chdir(tmp_path)
+    sets = [StimulusSet.from_folder("."), StimulusSet.from_zip("images.zip"), StimulusSet.from_hdf5("images.h5")]
+    (tmp_path / "deep").mkdir()
+    monkeypatch.chdir(tmp_path / "deep")
+    for stimuli in sets:
+        np.testing.assert_array_equal(stimuli.images(), pixels)

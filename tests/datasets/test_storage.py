@@ -1,3 +1,5 @@
+import pickle
+
 import h5py
 import numpy as np
 import pandas as pd
@@ -126,7 +128,7 @@ def test_truncated_foreign_and_absent_files(tmp_path):
         Recording.load(path)
     with storage.new_hdf5(path, "TimeSeries"):
         pass
-    with pytest.raises(ValueError, match="a saved TimeSeries"):
+    with pytest.raises(ValueError, match="holds TimeSeries .*expected Recording saved"):
         Recording.load(path)
     with storage.new_hdf5(path, "Recording"):
         pass
@@ -173,3 +175,61 @@ def test_tables_keep_what_their_cells_are(tmp_path):
     assert list(back["mixed"]) == [None, 1, "one"]
     assert back["count"].isna().tolist() == [False, True, False] and back["count"].dropna().tolist() == [1, 3]
     assert list(back["tags"]) == [["a"], ["b", "c"], []]
+
+
+def test_cells_that_are_dates_arrays_or_nothing_json_knows(tmp_path):
+    one = recording(StimulusSet.from_sentences(["a", "b"]))
+    days = pd.to_datetime(["2020-01-02", None, "2020-01-04", "2020-01-05"])
+    cells = pd.Series([np.arange(3), np.ones((2, 2)), {"n": np.int64(3)}, None], dtype=object)
+    table = one.presentations.assign(day=days, took=days - days[0], cell=cells)
+    one._with(presentations=table, info={"rates": np.arange(3)}).save(tmp_path / "r.h5")
+    back = Recording.load(tmp_path / "r.h5")
+    pd.testing.assert_series_equal(back.presentations["day"], table["day"])
+    pd.testing.assert_series_equal(back.presentations["took"], table["took"])
+    assert list(back.presentations["cell"]) == [[0, 1, 2], [[1, 1], [1, 1]], {"n": 3}, None]
+    assert back.info == {"rates": [0, 1, 2]}
+    with pytest.raises(ValueError, match="column 'cell' holds"):
+        one._with(presentations=table.assign(cell=[{(1, 2): 3}] * 4)).save(tmp_path / "r.h5")
+
+
+@pytest.mark.parametrize(
+    ("node", "attribute", "value"),
+    [("/", "info", "{"), ("/presentations", "columns", "nothing"), ("/units", "rows", "many"), ("/", "info", 3)],
+)
+def test_broken_attributes_name_the_file(tmp_path, node, attribute, value):
+    recording(StimulusSet.from_sentences(["a", "b"])).save(tmp_path / "r.h5")
+    with h5py.File(tmp_path / "r.h5", "a") as file:
+        file[node].attrs[attribute] = value
+    with pytest.raises(ValueError, match=r"r\.h5 holds a damaged Recording"):
+        Recording.load(tmp_path / "r.h5")
+
+
+@pytest.mark.parametrize("kind", ["link", "virtual", "external"])
+def test_saved_files_that_point_to_other_files_are_refused(tmp_path, kind):
+    one = recording(StimulusSet.from_sentences(["a", "b"]))
+    one.save(tmp_path / "r.h5")
+    one.save(tmp_path / "other.h5")
+    (tmp_path / "raw.bin").write_bytes(one.responses.tobytes())
+    with h5py.File(tmp_path / "r.h5", "a") as file:
+        del file["responses"]
+        if kind == "link":
+            file["responses"] = h5py.ExternalLink(str(tmp_path / "other.h5"), "responses")
+        elif kind == "virtual":
+            layout = h5py.VirtualLayout((4, 7), np.float32)
+            layout[:] = h5py.VirtualSource(str(tmp_path / "other.h5"), "responses", (4, 7))
+            file.create_virtual_dataset("responses", layout)
+        else:
+            file.create_dataset("responses", (4, 7), np.float32, external=[(str(tmp_path / "raw.bin"), 0, 112)])
+    for lazy in (False, True):
+        with pytest.raises(ValueError, match=r"r\.h5.*(another file|other files)"):
+            Recording.load(tmp_path / "r.h5", lazy=lazy)
+
+
+def test_lazy_recordings_outlive_a_change_of_folder(tmp_path, monkeypatch):
+    one = recording(stimulus_sets(tmp_path)["array"])
+    one.save(tmp_path / "r.h5")
+    monkeypatch.chdir(tmp_path)
+    lazy = Recording.load("r.h5", lazy=True)
+    monkeypatch.chdir(tmp_path / "images")
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(lazy)).read(), one.read())
+    assert lazy.stimuli.content_hash == one.stimuli.content_hash

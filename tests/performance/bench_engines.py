@@ -68,9 +68,7 @@ def bench_bootstrap(versus):
 
 
 def bench_extraction(versus):
-    stimuli = datasets.StimulusSet.from_images(
-        np.random.default_rng(0).integers(0, 256, (512, 32, 32, 3), np.uint8)
-    )
+    stimuli = datasets.StimulusSet.from_images(np.random.default_rng(0).integers(0, 256, (512, 32, 32, 3), np.uint8))
     model = encoders.load_model("resnet20-cifar-untrained")
     x = torch.stack([model.inputs.read(stimuli.image(i)) for i in range(len(stimuli))])
 

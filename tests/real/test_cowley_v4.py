@@ -5,11 +5,8 @@ from neuralign import datasets
 
 
 @pytest.fixture(scope="module")
-def root(data_root):
-    folder = data_root / "cowley_v4"
-    if not folder.is_dir():
-        pytest.skip(f"no cowley_v4 in {data_root}")
-    return folder
+def root(real_data):
+    return real_data("cowley_v4")
 
 
 @pytest.fixture(scope="module")

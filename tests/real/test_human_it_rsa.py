@@ -16,12 +16,8 @@ TRAINED, UNTRAINED = "resnet20-cifar", "resnet20-cifar-untrained"
 
 
 @pytest.fixture(scope="module")
-def folders(data_root):
-    root, weights = data_root / "rsatoolbox_92", data_root / "weights_cifar_resnet"
-    for folder in (root, weights):
-        if not folder.is_dir():
-            pytest.skip(f"no {folder.name} in {data_root}")
-    return root, weights
+def folders(real_data):
+    return real_data("rsatoolbox_92"), real_data("weights_cifar_resnet")
 
 
 @pytest.fixture(scope="module")

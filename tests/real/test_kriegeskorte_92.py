@@ -6,11 +6,8 @@ from neuralign import datasets
 
 
 @pytest.fixture(scope="module")
-def root(data_root):
-    folder = data_root / "rsatoolbox_92"
-    if not folder.is_dir():
-        pytest.skip(f"no rsatoolbox_92 in {data_root}")
-    return folder
+def root(real_data):
+    return real_data("rsatoolbox_92")
 
 
 def published(root):

@@ -13,11 +13,8 @@ IDS = [f"object-{k + 1:02d}" for k in range(92)]
 
 
 @pytest.fixture(scope="module")
-def folder(data_root):
-    folder = data_root / "rsatoolbox_92"
-    if not folder.is_dir():
-        pytest.skip(f"no 92-image RDMs at {folder}")
-    return folder
+def folder(real_data):
+    return real_data("rsatoolbox_92")
 
 
 @pytest.fixture(scope="module")

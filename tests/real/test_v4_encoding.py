@@ -24,12 +24,8 @@ TRAINED, UNTRAINED = "resnet20-cifar", "resnet20-cifar-untrained"
 
 
 @pytest.fixture(scope="module")
-def folders(data_root):
-    root, weights = data_root / "cowley_v4", data_root / "weights_cifar_resnet"
-    for folder in (root, weights):
-        if not folder.is_dir():
-            pytest.skip(f"no {folder.name} in {data_root}")
-    return root, weights
+def folders(real_data):
+    return real_data("cowley_v4"), real_data("weights_cifar_resnet")
 
 
 def scored(folders, session):
