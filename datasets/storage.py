@@ -27,11 +27,11 @@ _PIECE = 2**24
 
 def open_hdf5(path: str | Path) -> h5py.File:
     """Open an HDF5 file for reading; say what to do about one that is missing, cut off or no HDF5 file."""
-    path = Path(path).absolute()  # the file can be opened again after a change of folder
+    path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no file at {path}.")
     try:
-        return h5py.File(path, "r")
+        return h5py.File(path.absolute(), "r")  # can be opened again by its name after a change of folder
     except OSError as error:
         size = path.stat().st_size
         raise ValueError(
@@ -68,14 +68,19 @@ def open_saved(path: str | Path, content: str) -> h5py.File:
     found = str(file.attrs.get("format", "")), str(file.attrs.get("content", ""))
     if found != (FORMAT, content):
         file.close()
-        what = f"holds {found[1]} ({found[0]})" if found[1] else "is an HDF5 file of another program"
-        raise ValueError(f"{path} {what}; expected {content} saved by neuralign ({FORMAT}).")
+        what = f"holds {_noun(found[1])} ({found[0]})" if found[1] else "is an HDF5 file of another program"
+        raise ValueError(f"{path} {what}; expected {_noun(content)} saved by neuralign ({FORMAT}).")
     try:
         _require_closed(file)
     except BaseException:
         file.close()
         raise
     return file
+
+
+def _noun(content: str) -> str:
+    """What a file holds, in a sentence: a Recording, but results."""
+    return content if content.islower() else f"a {content}"
 
 
 def _require_closed(file: h5py.File) -> None:
@@ -109,7 +114,7 @@ def saved(path: str | Path, content: str, lazy: bool) -> Iterator[h5py.File]:
         yield file
     except (KeyError, IndexError, OSError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         lazy = False
-        raise ValueError(f"{path} holds a damaged {content} ({error}); save or fetch it again.") from error
+        raise ValueError(f"{path} holds {_noun(f'damaged {content}')} ({error}); save or fetch it again.") from error
     finally:
         if not lazy:
             file.close()

@@ -105,7 +105,8 @@ def demo(
 
     The computations of the subject's regions are known, so that the table can be checked at a glance.
     """
-    from .demo import run, summary
+    from .demo import run
+    from .tables import summary
 
     encoding, geometry = run(out, seed=seed, device=device)
     if as_json:
@@ -175,7 +176,7 @@ def models(
         rows = [[c.name, c.title, c.modality, ", ".join(c.layers), c.licence] for c in cards]
         _print_table(pd.DataFrame(rows, columns=columns), as_json, ["name", "modality", "layers", "title"])
         return
-    from .demo import layer_table
+    from .tables import layer_table
 
     model = encoders.load_model(name, weights)
     if model.card is not None and not as_json:
@@ -354,7 +355,7 @@ def _features(
 
 def _finish(table: Any, as_json: bool, out: Path | None) -> None:
     from . import align
-    from .demo import readable
+    from .tables import readable
 
     if out is not None:
         if out.suffix.lower() == ".html":
@@ -377,7 +378,7 @@ def _print_json(*tables: Any) -> None:
 
 def _print_table(table: Any, as_json: bool, shown: Sequence[str] | None = None) -> None:
     """Everything as JSON; for eyes the columns `shown`, or all."""
-    from .demo import aligned
+    from .tables import aligned
 
     if as_json:
         _print_json(table)

@@ -1,18 +1,13 @@
-"""The demonstration, and tables that a terminal shows well."""
+"""The demonstration."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from . import align, datasets, encoders
-
-if TYPE_CHECKING:
-    from .encoders import Model
 
 log = logging.getLogger("neuralign")
 
@@ -47,83 +42,3 @@ def run(out: str | Path = "report.html", seed: int = 0, device: str = "auto") ->
     log.info("drawing the report")
     align.report([encoding, geometry], out)
     return encoding, geometry
-
-
-def summary(table: pd.DataFrame, metric: str = "r") -> str:
-    """Normalised scores, models and layers by regions, the best of each region starred."""
-    rows = table[table["metric"] == metric]
-    wide = rows.pivot_table("normalised", ["model", "layer"], "region", sort=False)
-    marked = wide.apply(lambda column: _starred(column, column.max()))
-    return aligned(marked.reset_index(), right=wide.columns)
-
-
-def readable(table: pd.DataFrame) -> str:
-    """Every row of a tidy table of scores with its interval, ceiling and p; the best of each region starred."""
-    parts = []
-    for (dataset, metric), found in table.groupby(["dataset", "metric"], sort=False):
-        region = found.groupby(["subject", "region"], sort=False)
-        rows = found.iloc[region.ngroup().argsort(kind="stable")]
-        best = region["score"].transform("max").loc[rows.index]
-        several = rows["subject"].nunique() > 1
-        words = rows[["subject", "region", "model", "layer"]].drop(columns=[] if several else ["subject"])
-        words = words.loc[:, (words != "").any()]  # given RDMs have no layers
-        numbers = {str(metric): _starred(rows["score"], best)}
-        if rows["ci_low"].notna().any():
-            bounds = _fixed(rows["ci_low"]) + " to " + _fixed(rows["ci_high"])
-            numbers["95 % interval"] = bounds.where(rows["ci_low"].notna(), "-")
-        for column in ("ceiling_low", "ceiling", "normalised", "p"):
-            if rows[column].notna().any():
-                numbers["lower ceiling" if column == "ceiling_low" else column] = _fixed(rows[column])
-        whose = [dataset] if several else [dataset, rows["subject"].iloc[0]]
-        heading = ", ".join(dict.fromkeys(str(name) for name in whose if name))
-        size = f"{metric}, {rows['n_stimuli'].max()} stimuli{_units(rows)} (* best)"
-        body = aligned(pd.concat([words, pd.DataFrame(numbers)], axis=1), right=numbers)
-        parts.append(f"{heading}: {size}\n{body}" if heading else f"{size}\n{body}")
-    return "\n\n".join(parts)
-
-
-def _units(rows: pd.DataFrame) -> str:
-    most = rows["n_units"].max()
-    if not most:  # given RDMs do not say how many units are behind them
-        return ""
-    each = " a region" if rows["region"].nunique() > 1 else ""
-    return f", {'' if (rows['n_units'] == most).all() else 'up to '}{most} unit{'s' if most > 1 else ''}{each}"
-
-
-def _fixed(numbers: pd.Series) -> pd.Series:
-    return numbers.map(lambda number: "-" if pd.isna(number) else f"{number:.3f}")
-
-
-def _starred(scores: pd.Series, best: pd.Series | float) -> pd.Series:
-    return _fixed(scores) + (scores == best).map({True: "*", False: " "})
-
-
-def aligned(table: pd.DataFrame, right: Collection[str] = ()) -> str:
-    """A table as text: words from the left, numbers and the columns `right` to the right."""
-    columns = []
-    for name in table:
-        column = table[name]
-        to_right = name in right or (pd.api.types.is_numeric_dtype(column) and column.dtype != bool)
-        cells = [str(name), *({True: "yes", False: "no"}[one] if column.dtype == bool else str(one) for one in column)]
-        width = max(map(len, cells))
-        columns.append([cell.rjust(width) if to_right else cell.ljust(width) for cell in cells])
-    return "\n".join("  ".join(row).rstrip() for row in zip(*columns, strict=True))
-
-
-def layer_table(model: Model) -> pd.DataFrame:
-    """Layers of a model in the order of computation, with the shape of their output for one stimulus."""
-    import numpy as np
-
-    from .encoders.device import pick_device
-    from .encoders.features.extract import trace_model
-
-    if model.pool == "mean":
-        example = datasets.StimulusSet.from_sentences(["The quick brown fox jumps over the lazy dog."])
-    else:
-        example = datasets.StimulusSet.from_images(
-            np.full((2, 64, 64, 3), 128, np.uint8), table=pd.DataFrame({"label": ["one", "other"]})
-        )
-    calls = trace_model(model, example, pick_device("cpu"))
-    chosen = model.layers
-    rows = [(call.layer, " x ".join(map(str, call.shape)), "*" if call.layer in chosen else "") for call in calls]
-    return pd.DataFrame(rows, columns=["layer", "shape", "default"])

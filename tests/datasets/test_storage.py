@@ -128,7 +128,7 @@ def test_truncated_foreign_and_absent_files(tmp_path):
         Recording.load(path)
     with storage.new_hdf5(path, "TimeSeries"):
         pass
-    with pytest.raises(ValueError, match="holds TimeSeries .*expected Recording saved"):
+    with pytest.raises(ValueError, match="holds a TimeSeries .*expected a Recording saved"):
         Recording.load(path)
     with storage.new_hdf5(path, "Recording"):
         pass

@@ -22,7 +22,7 @@ from neuralign.align.score import Score, tabulate
 from neuralign.cli import main
 from neuralign.datasets import registry
 from neuralign.datasets.registry import DatasetCard, FileCard
-from neuralign.demo import aligned, readable, summary
+from neuralign.tables import aligned, readable, summary
 
 SMALL = ["simulated", "--select", "n_stimuli=40", "--select", "n_units=16"]
 QUICK = ["--bootstrap", "20", "--permutations", "20"]
@@ -137,7 +137,7 @@ def test_a_closed_pipe_is_no_error(tmp_path):
 
 
 def test_an_interrupt_stops_without_a_traceback(tmp_path):
-    long = ["--select", "n_stimuli=40", "--select", "n_units=16", "--permutations", "100000000", "--out", "x.csv"]
+    long = ["--select", "n_stimuli=60", "--select", "n_units=400", "--bootstrap", "30000", "--out", "x.csv"]
     process = subprocess.Popen(
         [COMMAND, "score", "pixels", "simulated", *long],
         cwd=tmp_path,

@@ -1,0 +1,1 @@
+../../neuralign/tables.py
