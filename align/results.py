@@ -6,8 +6,6 @@ import csv
 import io
 import json
 import math
-import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +16,7 @@ import pandas as pd
 
 from ..datasets.errors import unknown
 from ..datasets.rdms import RDMs
+from ..datasets.storage import atomic, new_hdf5, open_saved, read_table, write_table
 from .score import COLUMNS, Evidence
 
 if TYPE_CHECKING:
@@ -80,8 +79,6 @@ def load_results(path: str | Path) -> pd.DataFrame:
     if not path.is_file():
         raise FileNotFoundError(f"no results at {path}.")
     if suffix == ".h5":
-        from ..datasets.storage import open_saved
-
         with open_saved(path, CONTENT) as file, _reading(path):
             return _read_hdf5(file)
     with _reading(path):
@@ -125,18 +122,9 @@ def check_target(path: str | Path) -> Path:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write beside `path` and move there once whole, so that no half file is ever seen."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp gives the file to its owner alone
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Write all of a text or nothing."""
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="")
 
 
 def csv_text(table: pd.DataFrame) -> str:
@@ -206,8 +194,6 @@ def _typed(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _save_hdf5(table: pd.DataFrame, path: Path) -> None:
-    from ..datasets.storage import new_hdf5, write_table
-
     with new_hdf5(path, CONTENT) as file:
         write_table(file, "table", table)
         evidence = table.attrs.get("evidence")
@@ -228,8 +214,6 @@ def _save_hdf5(table: pd.DataFrame, path: Path) -> None:
 
 
 def _read_hdf5(file: h5py.File) -> pd.DataFrame:
-    from ..datasets.storage import read_table
-
     table = _typed(read_table(file["table"]))
     if "evidence" not in file:
         return table
@@ -250,8 +234,6 @@ def _read_hdf5(file: h5py.File) -> pd.DataFrame:
 
 def _write_units(parent: h5py.Group, units: pd.DataFrame) -> None:
     """Names as codes: a table with a row per layer and unit repeats few of them hundreds of thousands of times."""
-    from ..datasets.storage import write_table
-
     coded = units.copy()
     names = {}
     for column in units:
@@ -265,8 +247,6 @@ def _write_units(parent: h5py.Group, units: pd.DataFrame) -> None:
 
 
 def _read_units(parent: h5py.Group) -> pd.DataFrame:
-    from ..datasets.storage import read_table
-
     units = read_table(parent["units"])
     for column, values in parent["unit_names"].items():
         names = np.array([*values.asstr()[()], None], dtype=object)  # the code of a missing name is -1

@@ -66,10 +66,10 @@ def presentation_cell(table: pd.DataFrame) -> list[str]:
     return [column for column in ("stimulus", "subject") if column in table.columns]
 
 
-def unit_table(table: pd.DataFrame) -> pd.DataFrame:
+def unit_table(table: pd.DataFrame, subject: str = "1") -> pd.DataFrame:
     """Units with index 0, 1, ... and label, subject and region filled in."""
     table = table.reset_index(drop=True)
-    defaults: dict[str, Any] = {"unit": np.arange(len(table)), "subject": "1", "region": "all"}
+    defaults: dict[str, Any] = {"unit": np.arange(len(table)), "subject": subject, "region": "all"}
     for position, (column, default) in enumerate(defaults.items()):
         if column not in table.columns:
             table.insert(min(position, table.shape[1]), column, default)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,8 @@ from scipy.sparse import csr_array
 from . import storage
 from .axes import as_responses, presentation_table, time_points, time_window, unit_table
 from .errors import unknown
-from .selection import group_folds, holdout, linked_groups, positions, select_rows
+from .responses import Responses
+from .selection import group_folds, holdout, linked_groups, select_rows
 from .stimuli import StimulusSet
 from .timeseries import TimeSeries
 
@@ -28,7 +29,7 @@ __all__ = ["Recording", "TimeSeries"]
 _BLOCK = 2**22
 
 
-class Recording:
+class Recording(Responses):
     """Responses of units to presentations of stimuli.
 
     Parameters
@@ -92,7 +93,8 @@ class Recording:
             )
         self.responses = responses
         self.presentations = presentation_table(presentations, stimuli)
-        self.units = unit_table(units)
+        shown_to = set(self.presentations["subject"].astype(str)) if "subject" in self.presentations else set()
+        self.units = unit_table(units, *shown_to) if len(shown_to) == 1 else unit_table(units)
         self.times: np.ndarray | None = None if times is None else time_points(times, shape[2])
         self.stimuli = stimuli
         self.name = name
@@ -110,23 +112,11 @@ class Recording:
             parts.append(f"{len(self.times)} times from {self.times[0]:g} to {self.times[-1]:g} s")
         return f"<Recording{title}: {'; '.join(parts)}>"
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"responses": storage.portable(self.responses)}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        if isinstance(self.responses, storage.OnDisk):
-            self.responses = self.responses.open()
-
     # --------------------------------------------------------------------------------------------- reading
 
     @property
     def n_presentations(self) -> int:
         return int(self.responses.shape[0])
-
-    @property
-    def n_units(self) -> int:
-        return int(self.responses.shape[1])
 
     @property
     def is_time_resolved(self) -> bool:
@@ -145,21 +135,7 @@ class Recording:
         ndarray of float32 (float64 where the recording holds that), shape (presentation, unit[, time])
             Possibly a view: do not write into it.
         """
-        rows = positions(presentations, self.n_presentations, "presentations")
-        columns = positions(units, self.n_units, "units")
-        return storage.read_block(self.responses, rows, columns).astype(self._dtype, copy=False)
-
-    def unit_blocks(self, size: int) -> Iterator[tuple[slice, np.ndarray]]:
-        """Pass through the recording by blocks of at most `size` units: (slice of units, responses)."""
-        if size < 1:
-            raise ValueError(f"size={size!r} units per block; expected at least 1.")
-        for start in range(0, self.n_units, size):
-            block = slice(start, min(start + size, self.n_units))
-            yield block, self.read(units=block)
-
-    @property
-    def _dtype(self) -> type:
-        return np.float64 if self.responses.dtype == np.float64 else np.float32
+        return self._read(units, presentations, "presentations")
 
     @property
     def _block_size(self) -> int:

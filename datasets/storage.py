@@ -43,6 +43,15 @@ def open_hdf5(path: str | Path) -> h5py.File:
 @contextmanager
 def new_hdf5(path: str | Path, content: str) -> Iterator[h5py.File]:
     """Write an HDF5 file beside `path` and move it there once whole, so that no half file is ever seen."""
+    with atomic(path) as temporary, h5py.File(temporary, "w") as file:
+        file.attrs["format"] = FORMAT
+        file.attrs["content"] = content
+        yield file
+
+
+@contextmanager
+def atomic(path: str | Path) -> Iterator[Path]:
+    """A file to write beside `path` that moves there once whole, so that no half file is ever seen."""
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"no folder at {path.parent}; create it before saving.")
@@ -50,10 +59,7 @@ def new_hdf5(path: str | Path, content: str) -> Iterator[h5py.File]:
     os.close(handle)
     temporary = Path(name)
     try:
-        with h5py.File(temporary, "w") as file:
-            file.attrs["format"] = FORMAT
-            file.attrs["content"] = content
-            yield file
+        yield temporary
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)  # mkstemp gives the file to its owner alone

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,14 +12,15 @@ import pandas as pd
 
 from . import storage
 from .axes import as_responses, event_table, unit_table
-from .selection import group_folds, linked_groups, positions, select_rows
+from .responses import Responses
+from .selection import group_folds, linked_groups, select_rows
 from .stimuli import StimulusSet
 
 if TYPE_CHECKING:
     import xarray
 
 
-class TimeSeries:
+class TimeSeries(Responses):
     """Responses of units sampled while a continuous stimulus (a film, a story) runs.
 
     Parameters
@@ -89,21 +90,9 @@ class TimeSeries:
             f"{self.n_units} units; {len(self.events)} events>"
         )
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"responses": storage.portable(self.responses)}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        if isinstance(self.responses, storage.OnDisk):
-            self.responses = self.responses.open()
-
     @property
     def n_samples(self) -> int:
         return int(self.responses.shape[0])
-
-    @property
-    def n_units(self) -> int:
-        return int(self.responses.shape[1])
 
     @property
     def times(self) -> np.ndarray:
@@ -119,18 +108,7 @@ class TimeSeries:
         units, samples : slice, mask or index array, optional
             Default all.
         """
-        rows = positions(samples, self.n_samples, "samples")
-        columns = positions(units, self.n_units, "units")
-        dtype = np.float64 if self.responses.dtype == np.float64 else np.float32
-        return storage.read_block(self.responses, rows, columns).astype(dtype, copy=False)
-
-    def unit_blocks(self, size: int) -> Iterator[tuple[slice, np.ndarray]]:
-        """Pass through by blocks of at most `size` units: (slice of units, responses)."""
-        if size < 1:
-            raise ValueError(f"size={size!r} units per block; expected at least 1.")
-        for start in range(0, self.n_units, size):
-            block = slice(start, min(start + size, self.n_units))
-            yield block, self.read(units=block)
+        return self._read(units, samples, "samples")
 
     def select(self, **criteria: Any) -> TimeSeries:
         """The part that meets all criteria: columns of `units` (region, subject, unit, ...), and ``run``.

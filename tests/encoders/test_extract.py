@@ -10,7 +10,7 @@ from torch import nn
 
 from neuralign.datasets import StimulusSet
 from neuralign.encoders import Features, ImageInputs, extract, load_model
-from neuralign.encoders.features.extract import module_digest
+from neuralign.encoders.features.digest import digest_of
 from neuralign.encoders.features.hooks import choose, trace
 from neuralign.encoders.features.reduce import parse_reduction
 from neuralign.encoders.features.store import Entry
@@ -186,7 +186,7 @@ def test_other_code_of_the_module_changes_the_key():
     torch.manual_seed(0)
     other = Other().eval()
     other.__class__.__name__ = "InPlace"  # the printed module is the same
-    assert repr(other) == repr(build()) and module_digest(other) != module_digest(build())
+    assert repr(other) == repr(build()) and digest_of(other) != digest_of(build())
 
 
 def test_stored_features_are_read_back_and_not_computed(stimuli, tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from neuralign.datasets import StimulusSet
-from neuralign.encoders import extract, load_model
+from neuralign.encoders import ImageInputs, extract, load_model
 
 transformers = pytest.importorskip("transformers")
 
@@ -52,8 +52,8 @@ def test_vision_layers_equal_hidden_states(vision_folder):
     stimuli = StimulusSet.from_images(np.random.default_rng(0).integers(0, 256, (4, 40, 40, 3), np.uint8))
     features = extract(str(vision_folder), stimuli, cache=False)
     model = load_model(str(vision_folder))
-    assert model.inputs.mean == (0.5, 0.4, 0.3) and model.inputs.resample == "bilinear"
-    x = torch.stack([model.inputs.read(stimuli.image(i)) for i in range(4)])
+    read = ImageInputs((32, 32), mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.2), resample="bilinear")
+    x = torch.stack([read.read(stimuli.image(i)) for i in range(4)])
     with torch.no_grad():
         hidden = model.module(x, output_hidden_states=True).hidden_states
     assert len(features.layers) == 3
