@@ -125,10 +125,15 @@ def encode_annotations(stimuli: StimulusSet) -> pd.DataFrame:
     Raises
     ------
     ValueError
-        If the stimuli carry no annotation that varies.
+        If the stimuli carry no annotation that varies, objects lack a category, or a column holds times.
     """
     parts = []
     if stimuli.objects is not None and len(stimuli.objects):
+        if "category" not in stimuli.objects:
+            raise ValueError(
+                f"objects has columns {list(stimuli.objects.columns)}; the annotations need a column 'category', "
+                "the kind of each object"
+            )
         for category, objects in stimuli.objects.groupby("category"):
             by_stimulus = objects.groupby("stimulus")
             counts = by_stimulus.size().rename("count").to_frame()
@@ -137,6 +142,9 @@ def encode_annotations(stimuli: StimulusSet) -> pd.DataFrame:
             parts.append(summed.reindex(stimuli.ids).add_prefix(f"{category}."))
     if stimuli.table is not None:
         table = stimuli.table
+        times = table.select_dtypes(["datetime", "datetimetz", "timedelta"]).columns
+        if len(times):
+            raise ValueError(f"table: columns {list(times)} hold times; turn them into numbers or leave them out")
         numbers = table.select_dtypes(["number", "bool"])
         texts = table.drop(columns=numbers.columns)
         parts += [numbers, *([pd.get_dummies(texts, dtype=float)] if texts.shape[1] else [])]

@@ -18,7 +18,8 @@ from torch import nn
 _OWN = __name__.partition(".")[0]  # our own code is in the key already
 _PLAIN = (type(None), type(...), type(NotImplemented), bool, int, float, complex, str, bytes)
 _HOOKS = {"_forward_hooks", "_forward_pre_hooks"}
-_MACHINERY = {*vars(nn.Module()), "__dict__"} - _HOOKS  # parameters, buffers and parts are told one by one
+_MACHINERY = set(vars(nn.Module())) - _HOOKS  # parameters, buffers and parts are told one by one
+_LABELS = {"name_or_path", "_name_or_path"}  # where transformers read a model: the same model may lie elsewhere
 
 
 class CannotTell(Exception):
@@ -59,6 +60,7 @@ class _Teller:
     def __init__(self) -> None:
         self.hash = hashlib.sha256()
         self.met: dict[int, tuple[int, object]] = {}  # keeps what it met alive: a freed id may be given again
+        self.kinds: dict[int, type] = {}
         self.files: set[str] = set()
 
     def say(self, *words: object) -> None:
@@ -83,7 +85,7 @@ class _Teller:
             if value.dtype.hasobject:
                 self.tell(value.tolist(), where)
             else:
-                self.hash.update(np.ascontiguousarray(value).tobytes())
+                self.hash.update(value.tobytes())
         elif type(value) in (list, tuple):
             self.say(type(value).__name__, len(value))
             for i, item in enumerate(value):
@@ -91,6 +93,8 @@ class _Teller:
         elif type(value) is dict:
             self.say("dict", len(value))
             for key, item in value.items():
+                if isinstance(key, str) and key in _LABELS:
+                    continue
                 self.tell(key, f"a key of {where}")
                 self.tell(item, f"{where}[{key!r}]" if type(key) in _PLAIN else where)
         elif type(value) in (set, frozenset):
@@ -114,6 +118,8 @@ class _Teller:
             self.thing(value, where)
 
     def module(self, module: nn.Module, where: str) -> None:
+        if isinstance(module, torch.jit.ScriptModule):
+            raise CannotTell(f"{where} is a compiled module, whose code is not at hand")
         self.say("module")
         self.kind(type(module), where)
         own = vars(module)
@@ -125,7 +131,7 @@ class _Teller:
         for group in sorted(_HOOKS):
             for hook in own.get(group, {}).values():  # the keys count the hooks of this process
                 self.tell(hook, f"a hook of {where}")
-        for name in sorted(own.keys() - _MACHINERY - _HOOKS):
+        for name in sorted(own.keys() - _MACHINERY - _HOOKS - _LABELS):
             self.say(name)
             self.tell(own[name], f"{where}.{name}")
 
@@ -135,7 +141,7 @@ class _Teller:
         value = tensor.detach().cpu().contiguous()
         self.say("tensor", value.dtype, tuple(value.shape))
         if value.numel():
-            self.hash.update(value.resolve_conj().resolve_neg().flatten().view(torch.uint8).numpy().tobytes())
+            self.hash.update(value.resolve_conj().resolve_neg().flatten().view(torch.uint8).numpy().data)
 
     def function(self, function: types.FunctionType, where: str) -> None:
         self.say("function", function.__module__, function.__qualname__)
@@ -168,9 +174,9 @@ class _Teller:
         for base in kind.__mro__:
             place = base.__module__
             self.say("class", place, base.__qualname__)
-            if _is_library(place) or f"{place}.{base.__qualname__}" in self.files:
+            if _is_library(place) or id(base) in self.kinds:
                 continue
-            self.files.add(f"{place}.{base.__qualname__}")
+            self.kinds[id(base)] = base
             self.package(place)
             self.file(place)
             if _is_installed(place):
@@ -185,7 +191,8 @@ class _Teller:
 
     def thing(self, value: Any, where: str) -> None:
         try:
-            stored = value.__reduce_ex__(4)
+            reducer = copyreg.dispatch_table.get(type(value))
+            stored = reducer(value) if reducer else value.__reduce_ex__(4)
             if isinstance(stored, str):  # known by its name alone
                 self.say("name", getattr(value, "__module__", ""), stored)
                 self.tell(getattr(value, "__wrapped__", None), where)

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 import logging
+import operator
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import PIL
 import torch
 from torch import nn
 from tqdm import tqdm
 
+from ...datasets.stimuli import StimulusSet
 from ..device import pick_device
+from .digest import CannotTell, digest_of
 from .hooks import Call, blocks, choose, collect, trace
 from .reduce import Reduction, parse_reduction
 from .registry import Model, load_model
 from .store import Entry, Features, cache_root, code_digest, key_of
-
-if TYPE_CHECKING:
-    from ...datasets.stimuli import StimulusSet
 
 log = logging.getLogger("neuralign")
 
@@ -46,7 +47,7 @@ def extract(
     Parameters
     ----------
     model : str, Model or torch.nn.Module
-        See `load_model`.
+        See `load_model`. It runs in evaluation mode, and comes back in the mode and on the device in which it was.
     stimuli : StimulusSet
         What the model is shown.
     layers : str, sequence of str or None
@@ -54,13 +55,16 @@ def extract(
         for the layers that stand for the model.
     reduce : {"mean", "cls"}, int or None
         Average over places or tokens, take the first token, average places into a grid of so many cells along each
-        side, or keep everything. Sentences differ in length, so text models average when it is None.
+        side, or keep everything. Sentences differ in length, so text models average when it is None. An output
+        with three axes is read as (stimulus, token, feature), one with four as (stimulus, channel, height,
+        width); (stimulus, height, width, channel) cannot be told from the latter and needs a wrapper that permutes.
     device : str
         ``"auto"`` takes a GPU when there is one.
     batch_size : int, optional
         Stimuli per forward pass; default 64. It does not change the features.
     cache : path, bool or None
         Folder of the store; None for NEURALIGN_CACHE or ~/.cache/neuralign; False keeps features in memory only.
+        A model with a part that cannot be hashed is never stored, and one warning says which part it is.
     weights, untrained, seed, preprocess
         See `load_model`.
 
@@ -71,48 +75,41 @@ def extract(
     Raises
     ------
     ValueError
-        If a layer or model is unknown, the stimuli are of another kind than the model reads, or a layer gives NaN.
+        If a layer or model is unknown, the stimuli are of another kind than the model reads, or a layer gives NaN
+        or something else than one row per stimulus.
     """
+    _check_stimuli(stimuli)
     model = load_model(model, weights, untrained, seed, preprocess)
-    if len(stimuli) == 0:
-        raise ValueError("stimuli is empty; at least one stimulus is needed")
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size={batch_size}; expected at least 1")
+    size = _checked_size(batch_size)
     reduction = parse_reduction(model.pool if reduce is None else reduce)
+    if reduction.kind == "grid" and stimuli.kind != "image":
+        raise ValueError(f"reduce={reduction.grid} averages places of images; of a {stimuli.kind} take 'mean' or 'cls'")
     where = pick_device(device)
-    module = model.module.to(where)
-    calls = trace_model(model, stimuli, where)
-    names = choose(calls, layers, model.layers or blocks(module, calls))
-    grids = {call.layer: reduction.map_shape(call.shape) for call in calls}
-
-    common = {
-        "weights": weights_digest(module),
-        "module": module_digest(module),
-        "code": code_digest(),
-        "libraries": {"torch": torch.__version__, "transformers": _version_of("transformers")},
-        "inputs": dict(model.inputs.spec()),
-        "stimuli": model.inputs.digest(stimuli),
-        "reduce": vars(reduction),
-    }
-    parts = {name: common | {"layer": name} for name in names}
-    keys = {name: key_of(parts[name]) for name in names}
-    root = None if cache is False else cache_root(None if cache in (None, True) else str(cache))
-    arrays: dict[str, np.ndarray] = {}
-    if root is not None:
-        for name in names:
-            stored = Entry(root, keys[name]).read()
-            if stored is not None:
-                arrays[name] = stored[0]
-    missing = [name for name in names if name not in arrays]
-    if missing:
-        log.info("%s: computing %d of %d layers", model.name, len(missing), len(names))
-        computed = _compute(model, stimuli, missing, reduction, where, batch_size or 64)
-        for name, array in computed.items():
-            _refuse_nan(model, name, array, stimuli)
-            arrays[name] = array
-            if root is not None:
-                entry = Entry(root, keys[name])
-                entry.write(array, grids[name], parts[name])
+    try:  # before anything runs: a pass may count itself in an attribute
+        common = _made_from(model, stimuli) | {"reduce": vars(reduction)}
+    except CannotTell as reason:
+        common = {}
+        if cache is not False:
+            warnings.warn(f"features of {model.name} are not stored: {reason}", UserWarning, stacklevel=2)
+    root = None if cache is False or not common else cache_root(None if cache in (None, True) else str(cache))
+    with evaluation(model.module, where):
+        calls = trace_model(model, stimuli, where)
+        names = choose(calls, layers, model.layers or blocks(model.module, calls), model.name)
+        grids = {call.layer: reduction.map_shape(call.shape) for call in calls}
+        parts = {name: common | {"layer": name} for name in names}
+        keys = {name: key_of(parts[name]) for name in names} if common else {}
+        arrays: dict[str, np.ndarray] = {}
+        if root is not None:
+            stored = {name: Entry(root, keys[name]).read() for name in names}
+            arrays = {name: array for name, array in stored.items() if array is not None}
+        missing = [name for name in names if name not in arrays]
+        if missing:
+            log.info("%s: computing %d of %d layers", model.name, len(missing), len(names))
+            for name, array in _compute(model, stimuli, missing, reduction, where, size).items():
+                _refuse_nan(model, name, array, stimuli)
+                arrays[name] = array
+                if root is not None:
+                    Entry(root, keys[name]).write(array, parts[name])
     return Features(
         model.name,
         tuple(stimuli.ids),
@@ -122,10 +119,47 @@ def extract(
     )
 
 
+def _made_from(model: Model, stimuli: StimulusSet) -> dict[str, Any]:
+    """Everything but the layer and the reduction on which features depend."""
+    return {
+        "module": digest_of(model.module, type(model.module).__name__),
+        "code": code_digest(),
+        "libraries": {"torch": torch.__version__, "numpy": np.__version__, "PIL": PIL.__version__},
+        "inputs": dict(model.inputs.spec()),
+        "stimuli": model.inputs.digest(stimuli),
+    }
+
+
+@contextmanager
+def evaluation(module: nn.Module, device: torch.device) -> Iterator[None]:
+    """A module in evaluation mode on a device; afterwards in the mode and on the device in which it was."""
+    modes = {part: part.training for part in module.modules()}
+    homes = {tensor.device for tensor in (*module.parameters(), *module.buffers())}
+    if len(homes) > 1:
+        raise ValueError(f"model: its tensors lie on {sorted(map(str, homes))}; move it to one device")
+    try:
+        module.eval().to(device)
+        yield
+    finally:
+        for home in homes:
+            module.to(home)
+        for part, mode in modes.items():
+            part.training = mode
+
+
 def trace_model(model: Model, stimuli: StimulusSet, device: torch.device) -> list[Call]:
-    """The layers of a model with their shapes, from a forward pass over the first stimulus."""
+    """The layers of a model with their shapes, from a forward pass over the first stimulus.
+
+    It is shown twice: a first axis of length 1 would not tell the stimuli from any other axis of length 1.
+    """
     _, batch = next(iter(model.inputs.batches(stimuli, 1)))
-    return trace(model.module, {name: tensor.to(device) for name, tensor in batch.items()})
+    return trace(model.module, _hand_over({name: torch.cat([x, x]) for name, x in batch.items()}, model, device))
+
+
+def _hand_over(batch: dict[str, torch.Tensor], model: Model, device: torch.device) -> dict[str, torch.Tensor]:
+    """A batch on the device of the module, and in its precision."""
+    precision = next((p.dtype for p in model.module.parameters() if p.is_floating_point()), None)
+    return {name: x.to(device, precision if x.is_floating_point() else None) for name, x in batch.items()}
 
 
 def _compute(
@@ -135,9 +169,13 @@ def _compute(
     shown = sys.stderr.isatty()
     with tqdm(total=len(stimuli), desc=model.name, unit="stimuli", disable=not shown, leave=False) as bar:
         for rows, batch in model.inputs.batches(stimuli, size):
-            on_device = {name: tensor.to(device) for name, tensor in batch.items()}
-            for name, tensor in collect(model.module, on_device, layers, reduction).items():
+            for name, tensor in collect(model.module, _hand_over(batch, model, device), layers, reduction).items():
                 values = tensor.numpy()
+                if len(values) != len(rows):
+                    raise ValueError(
+                        f"layer {name!r} gives shape {values.shape} for {len(rows)} stimuli; its first axis is not "
+                        "the stimuli: leave it out, or wrap the model so that it is"
+                    )
                 if name not in arrays:
                     arrays[name] = np.empty((len(stimuli), *values.shape[1:]), np.float32)
                 if values.shape[1:] != arrays[name].shape[1:]:
@@ -150,6 +188,27 @@ def _compute(
     return {name: arrays[name] for name in layers}
 
 
+def _check_stimuli(stimuli: object) -> None:
+    if isinstance(stimuli, StimulusSet):
+        return
+    if isinstance(getattr(stimuli, "stimuli", None), StimulusSet):
+        raise ValueError(f"stimuli is a {type(stimuli).__name__}; pass brain.stimuli, what the brain was shown")
+    raise ValueError(
+        f"stimuli is a {type(stimuli).__name__}; expected a StimulusSet: pass brain.stimuli, "
+        "StimulusSet.from_images(...) or StimulusSet.from_sentences(...)"
+    )
+
+
+def _checked_size(batch_size: Any) -> int:
+    try:
+        size = 64 if batch_size is None else operator.index(batch_size)
+    except TypeError:
+        size = 0
+    if size < 1:
+        raise ValueError(f"batch_size={batch_size!r}; expected a whole number, at least 1")
+    return size
+
+
 def _refuse_nan(model: Model, layer: str, array: np.ndarray, stimuli: StimulusSet) -> None:
     bad = np.flatnonzero(~np.isfinite(array.reshape(len(array), -1)).all(1))
     if len(bad):
@@ -157,51 +216,3 @@ def _refuse_nan(model: Model, layer: str, array: np.ndarray, stimuli: StimulusSe
             f"layer {layer!r} of {model.name} is NaN or infinite for {len(bad)} of {len(array)} stimuli "
             f"(first: {stimuli.ids[bad[0]]!r}); look at the preprocessing of that stimulus"
         )
-
-
-def weights_digest(module: nn.Module) -> str:
-    """Hash of every parameter and buffer, by name, type, shape and value."""
-    digest = hashlib.sha256()
-    tensors = [*module.named_parameters(), *module.named_buffers()]
-    for name, tensor in sorted(tensors, key=lambda pair: pair[0]):
-        value = tensor.detach().cpu().contiguous()
-        digest.update(f"{name}|{value.dtype}|{tuple(value.shape)}|".encode())
-        digest.update(value.flatten().view(torch.uint8).numpy().tobytes() if value.numel() else b"")
-    return digest.hexdigest()
-
-
-def module_digest(module: nn.Module) -> str:
-    """Hash of what a module does besides its weights: the source of its classes and its plain settings."""
-    digest = hashlib.sha256(repr(module).encode())
-    sources: Mapping[str, str] = {
-        f"{kind.__module__}.{kind.__qualname__}": _source(kind)
-        for kind in {type(part) for part in module.modules()}
-        if not kind.__module__.startswith("torch.")
-    }
-    digest.update(repr(sorted(sources.items())).encode())
-    for name, part in module.named_modules():
-        plain = {
-            key: value
-            for key, value in vars(part).items()
-            if not key.startswith("_") and key != "training" and _is_plain(value)
-        }
-        digest.update(f"{name}{sorted(plain.items())}".encode())
-    return digest.hexdigest()
-
-
-def _is_plain(value: object) -> bool:
-    if isinstance(value, list | tuple):
-        return all(map(_is_plain, value))
-    return value is None or isinstance(value, bool | int | float | str)
-
-
-def _source(kind: type) -> str:
-    try:
-        return inspect.getsource(kind)
-    except (OSError, TypeError):
-        return ""  # typed at a prompt; its weights and settings still count
-
-
-def _version_of(package: str) -> str:
-    module = sys.modules.get(package)
-    return getattr(module, "__version__", "not used")

@@ -99,7 +99,9 @@ def trace(module: nn.Module, batch: dict[str, torch.Tensor]) -> list[Call]:
     return calls
 
 
-def choose(calls: Sequence[Call], layers: str | Sequence[str] | None, default: Sequence[str]) -> list[str]:
+def choose(
+    calls: Sequence[Call], layers: str | Sequence[str] | None, default: Sequence[str], model: str = ""
+) -> list[str]:
     """Names of layers, in the order of computation.
 
     Parameters
@@ -111,6 +113,8 @@ def choose(calls: Sequence[Call], layers: str | Sequence[str] | None, default: S
         dotted name, so that ``layer*`` finds ``layer1`` but not ``layer1.0``.
     default : sequence of str
         What stands for the model when nothing is asked for.
+    model : str
+        Its name, for the error.
 
     Raises
     ------
@@ -121,14 +125,15 @@ def choose(calls: Sequence[Call], layers: str | Sequence[str] | None, default: S
     if layers is None:
         layers = list(default)
     if isinstance(layers, str):
-        if layers == "all":
-            return names
         layers = [part.strip() for part in layers.split(",")]
+    if "all" in layers and "all" not in names:
+        return names
     wanted: set[str] = set()
     for pattern in layers:
         found = {name for name in names if _matches(name, pattern)}
         if not found:
-            raise ValueError(unknown("layers", pattern, names, "Patterns: * within one part of a dotted name."))
+            of = f"These are the layers of {model}. " if model else ""
+            raise ValueError(unknown("layers", pattern, names, of + "Patterns: * within one part of a dotted name."))
         wanted |= found
     return [name for name in names if name in wanted]
 
@@ -165,8 +170,11 @@ def collect(
     def take(layer: str, tensor: torch.Tensor) -> None:
         if layer in waiting:
             # A later operation may write into this tensor in place, so it is copied now and not when it is used.
-            reduced = reduce(tensor).to(dtype=torch.float32)
-            found[layer] = reduced.cpu() if reduced.is_cuda else reduced.clone()
+            try:
+                reduced = reduce(tensor)
+            except ValueError as error:
+                raise ValueError(f"layer {layer!r}: {error}") from error
+            found[layer] = reduced.to("cpu", torch.float32, copy=True)
             waiting.discard(layer)
             if not waiting:
                 raise _Stop

@@ -20,9 +20,16 @@ class TextInputs:
     """A transformers tokenizer.
 
     A batch holds sentences of one length only: padding changes what some models say of the same sentence.
+
+    Attributes
+    ----------
+    tokenizer
+    longest : int or None
+        Tokens that the model has positions for.
     """
 
     tokenizer: Any
+    longest: int | None = None
 
     def batches(self, stimuli: StimulusSet, size: int) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
         require_kind(stimuli, "sentence")
@@ -31,6 +38,12 @@ class TextInputs:
         if empty:
             raise ValueError(f"stimuli: {len(empty)} sentences are empty (first: {empty[0]!r}); leave them out")
         tokens = self.tokenizer(texts)["input_ids"]
+        long = [i for i, ids in enumerate(tokens) if self.longest is not None and len(ids) > self.longest]
+        if long:
+            raise ValueError(
+                f"stimuli: {len(long)} sentences have more tokens than the {self.longest} that the model reads (first: "
+                f"{stimuli.ids[long[0]]!r}, {len(tokens[long[0]])} tokens); split them or leave them out"
+            )
         by_length: dict[int, list[int]] = {}
         for row, ids in enumerate(tokens):
             by_length.setdefault(len(ids), []).append(row)

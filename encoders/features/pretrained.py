@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .digest import digest_of
 from .language import TextInputs
 from .registry import Model
-from .vision import IMAGENET_MEAN, IMAGENET_STD, ImageInputs
+from .vision import require_kind
 
-_RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}  # PIL's numbering
+if TYPE_CHECKING:
+    from ...datasets.stimuli import StimulusSet
 
 
 def from_transformers(name: str, untrained: bool, seed: int) -> Model:
@@ -50,45 +53,57 @@ def from_transformers(name: str, untrained: bool, seed: int) -> Model:
     main = getattr(module, "main_input_name", "")
     label = Path(name).name
     if main == "pixel_values":
-        return Model(label, module.eval(), _PixelValues(**_image_settings(name, config)))
+        return Model(label, module.eval(), _image_inputs(name))
     if main == "input_ids":
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        return Model(label, module.eval(), TextInputs(tokenizer), pool="mean")
+        return Model(label, module.eval(), TextInputs(tokenizer, _positions(config, tokenizer)), pool="mean")
     raise ValueError(f"model={name!r} reads {main!r}; only images and text are read here")
 
 
-class _PixelValues(ImageInputs):
-    """Hands the tensor over under the name that transformers' vision models read."""
+@dataclass(frozen=True)
+class ProcessorInputs:
+    """An image processor of transformers, in its version that computes with PIL and numpy."""
 
-    def batches(self, stimuli, size):
-        for rows, batch in super().batches(stimuli, size):
-            yield rows, {"pixel_values": batch["x"]}
+    processor: Any
 
+    def batches(self, stimuli: StimulusSet, size: int) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
+        require_kind(stimuli, "image")
+        for start in range(0, len(stimuli), size):
+            rows = list(range(start, min(start + size, len(stimuli))))
+            images = [image.convert("RGB") for image in stimuli[rows].iter_images()]
+            read = [self.processor(images=[image], return_tensors="pt")["pixel_values"][0] for image in images]
+            different = [i for i, x in zip(rows, read, strict=True) if x.shape != read[0].shape]
+            if different:
+                raise ValueError(
+                    f"stimuli {stimuli.ids[start]!r} and {stimuli.ids[different[0]]!r} differ in size after the "
+                    "model's preprocessing, which neither resizes nor crops to one size; give images of one size"
+                )
+            yield rows, {"pixel_values": torch.stack(read).float()}
 
-def _image_settings(name: str, config: Any) -> dict[str, Any]:
-    """Preprocessing from the model's own preprocessor_config.json; ImageNet's where there is none."""
-    from transformers.utils import cached_file
+    def spec(self) -> Mapping[str, Any]:
+        return {"reader": type(self).__name__, "processor": digest_of(self.processor, "preprocessor_config.json")}
 
-    path = cached_file(name, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
-    settings = json.loads(Path(path).read_text()) if path else {}
-    size = settings.get("size", getattr(config, "image_size", 224))
-    crop = settings.get("crop_size", size) if settings.get("do_center_crop") else None
-    shortest = size.get("shortest_edge") if isinstance(size, dict) else None
-    if shortest is not None and crop is None:
-        crop = shortest
-    normalise = settings.get("do_normalize", True)
-    return {
-        "size": _pair(crop if crop is not None else size),
-        "shortest": shortest,
-        "mean": tuple(settings.get("image_mean", IMAGENET_MEAN)) if normalise else (0.0, 0.0, 0.0),
-        "std": tuple(settings.get("image_std", IMAGENET_STD)) if normalise else (1.0, 1.0, 1.0),
-        "resample": _RESAMPLE[settings.get("resample", 3)],
-    }
+    def digest(self, stimuli: StimulusSet) -> str:
+        return stimuli.content_hash
 
 
-def _pair(size: dict[str, int] | list[int] | int) -> tuple[int, int]:
-    """Height and width from any of the ways in which preprocessor_config.json writes them."""
-    if isinstance(size, dict):
-        height = size["shortest_edge"] if "shortest_edge" in size else size["height"]
-        return height, size.get("width", height)
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
+def _image_inputs(name: str) -> ProcessorInputs:
+    """The model's own preprocessing, as its preprocessor_config.json and the defaults of its class say."""
+    import transformers
+
+    modern = int(transformers.__version__.split(".")[0]) >= 5
+    by_pil: dict[str, Any] = {"backend": "pil"} if modern else {"use_fast": False}
+    try:
+        processor = transformers.AutoImageProcessor.from_pretrained(name, trust_remote_code=False, **by_pil)
+    except (OSError, ValueError, ImportError) as error:
+        raise ValueError(
+            f"model={name!r}: transformers cannot build its image processor: {str(error).splitlines()[0]} "
+            "Save it beside the weights (processor.save_pretrained(folder) writes preprocessor_config.json)."
+        ) from error
+    return ProcessorInputs(processor)
+
+
+def _positions(config: Any, tokenizer: Any) -> int | None:
+    """Tokens that a text model has positions for; None where it has no table of positions."""
+    longest = getattr(config, "max_position_embeddings", None)
+    return None if longest is None else min(longest, tokenizer.model_max_length)

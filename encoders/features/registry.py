@@ -76,7 +76,7 @@ class Model:
     name : str
         As it stands in tables.
     module : torch.nn.Module
-        In evaluation mode.
+        `extract` runs it in evaluation mode.
     inputs : Inputs
         Preprocessing.
     layers : tuple of str
@@ -103,9 +103,20 @@ MODULES = ("controls", "cifar_resnet")
 
 
 def register_model(card: ModelCard) -> Callable[[Builder], Builder]:
-    """Decorator that adds a model: a function of (weights, untrained, seed) that returns a `Model`."""
+    """Decorator that adds a model: a function of (weights, untrained, seed) that returns a `Model`.
+
+    Raises
+    ------
+    ValueError
+        If another function has registered a model of that name.
+    """
 
     def add(builder: Builder) -> Builder:
+        _, first = _BUILDERS.get(card.name, (card, builder))
+        if (first.__module__, first.__qualname__) != (builder.__module__, builder.__qualname__):  # not a reload
+            raise ValueError(
+                f"name={card.name!r} is taken by {first.__module__}.{first.__qualname__}; give the model another name"
+            )
         _BUILDERS[card.name] = (card, builder)
         return builder
 
@@ -153,7 +164,8 @@ def load_model(
     seed : int
         Of the random initialisation.
     preprocess : callable, optional
-        From a PIL image to a tensor (channel, height, width), for a module or factory that brings none.
+        From a PIL image to a tensor (channel, height, width), for a module or factory; it comes before what a
+        factory returns.
 
     Returns
     -------
@@ -162,29 +174,39 @@ def load_model(
     Raises
     ------
     ValueError
-        If the name is unknown; the message lists the nearest names.
+        If the name is unknown (the message lists the nearest names), or `weights` or `preprocess` is given to a
+        model that does not read it.
     FileNotFoundError
         If the weights are not there; the message says where they come from.
     """
     from . import vision
 
     if isinstance(model, Model):
-        return model
+        _refuse_unused(f"the model {model.name}, which is built already", weights=weights, preprocess=preprocess)
+        if not untrained:
+            return model
+        return replace(model, name=model.name + UNTRAINED, module=vision.reinitialise(model.module, seed))
     if isinstance(model, str) and model.endswith(UNTRAINED):
         model, untrained = model.removesuffix(UNTRAINED), True
     path = None if weights is None else Path(weights)
     _load_shipped()
     if not isinstance(model, str):
+        _refuse_unused("a module, which holds its weights", weights=weights)
         built = vision.from_module(model, preprocess, type(model).__name__, untrained, seed)
     elif model in _BUILDERS:
         card, builder = _BUILDERS[model]
+        _refuse_unused(f"{model}, which has preprocessing of its own", preprocess=preprocess)
+        if not card.weights:
+            _refuse_unused(f"{model}, which has no weights", weights=weights)
         built = builder(path, untrained, seed)
         built = replace(built, card=card, layers=built.layers or card.layers)
     elif model.startswith("transformers:") or (Path(model) / "config.json").is_file():
         from .pretrained import from_transformers
 
+        _refuse_unused("a model of transformers, whose folder holds both", weights=weights, preprocess=preprocess)
         built = from_transformers(model.removeprefix("transformers:"), untrained, seed)
     elif ":" in model:
+        _refuse_unused("a factory, which builds the trained model", weights=weights)
         built = vision.from_factory(model, preprocess, untrained, seed)
     else:
         raise ValueError(
@@ -196,6 +218,12 @@ def load_model(
             )
         )
     return replace(built, name=built.name + UNTRAINED) if untrained and _has_weights(built) else built
+
+
+def _refuse_unused(by: str, **arguments: object) -> None:
+    for name, value in arguments.items():
+        if value is not None:
+            raise ValueError(f"{name}= is not read by {by}; leave it out")
 
 
 def controls_of(models: Iterable[str], kind: str) -> list[str]:

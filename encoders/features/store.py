@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -97,7 +97,8 @@ def code_digest() -> str:
     """Hash of the code that computes features: a changed formula is a changed key."""
     here = Path(__file__).parent
     digest = hashlib.sha256()
-    for path in sorted([*here.glob("*.py"), *(here.parents[1] / "datasets").glob("filters.py")]):
+    read_by = [here.parents[1] / "datasets" / f"{name}.py" for name in ("filters", "media", "sources", "stimuli")]
+    for path in [*sorted(here.glob("*.py")), *read_by]:
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()
 
@@ -108,30 +109,31 @@ class Entry:
     def __init__(self, root: Path, key: str) -> None:
         self.folder = root / "features" / key[:2] / key
 
-    def read(self) -> tuple[np.ndarray, tuple[int, int] | None] | None:
-        """The array, memory-mapped, with its token grid; None if it is not there or not whole."""
+    def read(self) -> np.ndarray | None:
+        """The array, memory-mapped; None if it is not there or damaged."""
         try:
             entry = json.loads((self.folder / "entry.json").read_text())
             array = np.load(self.folder / "features.npy", mmap_mode="r")
-        except (OSError, ValueError):
+            whole = list(array.shape) == entry["shape"] and array.dtype == np.float32
+        except (OSError, ValueError, EOFError, KeyError, TypeError):
             return None
-        if list(array.shape) != entry["shape"]:
-            return None
-        return array, tuple(entry["grid"]) if entry["grid"] else None
+        n = max(1, len(array) * 2**24 // max(1, array.size))  # no mask as large as the array
+        return array if whole and all(np.isfinite(array[i : i + n]).all() for i in range(0, len(array), n)) else None
 
-    def write(self, array: np.ndarray, grid: tuple[int, int] | None, parts: Mapping[str, Any]) -> None:
+    def write(self, array: np.ndarray, parts: Mapping[str, Any]) -> None:
         """Store an array so that a reader finds all of it or nothing."""
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(dir=self.folder.parent, prefix=".draft-"))
+        draft = self.folder.parent / f".draft-{secrets.token_hex(8)}"
+        draft.mkdir(parents=True)
         try:
             np.save(draft / "features.npy", array)
-            entry = {"shape": list(array.shape), "grid": grid, "made_from": parts}
+            entry = {"shape": list(array.shape), "made_from": parts}
             (draft / "entry.json").write_text(json.dumps(entry, default=str))
-            shutil.rmtree(self.folder, ignore_errors=True)  # an entry that is not whole
             try:
                 draft.rename(self.folder)
             except OSError:
-                if self.read() is None:  # not another process that was faster with the same features
-                    raise
+                if self.read() is not None:  # another process was faster with the same features
+                    return
+                shutil.rmtree(self.folder, ignore_errors=True)
+                draft.rename(self.folder)
         finally:
             shutil.rmtree(draft, ignore_errors=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from .digest import digest_of
 from .registry import Model
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class ImageInputs:
         require_kind(stimuli, "image")
         for start in range(0, len(stimuli), size):
             rows = list(range(start, min(start + size, len(stimuli))))
-            yield rows, {"x": torch.stack([self.read(stimuli.image(i)) for i in rows])}
+            yield rows, {"x": torch.stack([self.read(image) for image in stimuli[rows].iter_images()])}
 
     def spec(self) -> Mapping[str, Any]:
         return {"reader": type(self).__name__} | vars(self)
@@ -84,7 +84,7 @@ class CustomImageInputs:
         require_kind(stimuli, "image")
         for start in range(0, len(stimuli), size):
             rows = list(range(start, min(start + size, len(stimuli))))
-            yield rows, {"x": torch.stack([self._read(stimuli.image(i)) for i in rows])}
+            yield rows, {"x": torch.stack([self._read(image) for image in stimuli[rows].iter_images()])}
 
     def _read(self, image: Image.Image) -> torch.Tensor:
         tensor = torch.as_tensor(self.preprocess(image.convert("RGB")))
@@ -95,20 +95,14 @@ class CustomImageInputs:
         return tensor.float()
 
     def spec(self) -> Mapping[str, Any]:
-        try:
-            source = inspect.getsource(self.preprocess if inspect.isroutine(self.preprocess) else type(self.preprocess))
-        except (OSError, TypeError):
-            source = ""
-        return {"reader": type(self).__name__, "source": source, "probe": self._probe()}
-
-    def _probe(self) -> str:
-        """What the function makes of a fixed picture: constants that its source does not show change the key too."""
-        noise = np.random.default_rng(0).integers(0, 256, (97, 131, 3), np.uint8)
-        tensor = self._read(Image.fromarray(noise))
-        return hashlib.sha256(tensor.contiguous().numpy().tobytes() + str(tensor.shape).encode()).hexdigest()
+        return {"reader": type(self).__name__, "preprocess": digest_of(self.preprocess, "preprocess")}
 
     def digest(self, stimuli: StimulusSet) -> str:
-        return stimuli.content_hash
+        """With what the function makes of the first image: what it calls may change behind its back."""
+        require_kind(stimuli, "image")
+        tensor = self._read(stimuli.image(0)).detach().cpu().contiguous()
+        probe = hashlib.sha256(tensor.numpy().tobytes() + str(tuple(tensor.shape)).encode()).hexdigest()
+        return f"{stimuli.content_hash} {probe}"
 
 
 def require_kind(stimuli: StimulusSet, kind: str) -> None:
@@ -120,7 +114,7 @@ def require_kind(stimuli: StimulusSet, kind: str) -> None:
 def from_factory(
     path: str, preprocess: Callable[[Image.Image], torch.Tensor] | None, untrained: bool, seed: int
 ) -> Model:
-    """Call ``package.module:factory`` for a module, or a pair (module, preprocess)."""
+    """Call ``package.module:factory`` for a module, or a pair (module, preprocess) unless `preprocess` is given."""
     package, _, name = path.partition(":")
     try:
         factory = getattr(importlib.import_module(package), name)
@@ -136,7 +130,8 @@ def from_factory(
     if isinstance(made, tuple):
         if len(made) != 2:
             raise ValueError(f"model={path!r} returned {len(made)} things; expected a module or (module, preprocess)")
-        made, preprocess = made
+        made, own = made
+        preprocess = own if preprocess is None else preprocess
     return from_module(made, preprocess, path, untrained, seed)
 
 
@@ -158,7 +153,7 @@ def from_module(
     if untrained:
         module = reinitialise(module, seed)
     inputs = preprocess if isinstance(preprocess, ImageInputs) else CustomImageInputs(preprocess)
-    return Model(name, module.eval(), inputs)
+    return Model(name, module, inputs)
 
 
 def reinitialise(module: nn.Module, seed: int) -> nn.Module:

@@ -13,6 +13,7 @@ from sklearn.metrics import r2_score
 from sklearn.utils.validation import assert_all_finite, check_array, check_is_fitted, validate_data
 
 from ...datasets.errors import unknown
+from ..device import pick_device
 from .folds import fold_rows
 from .spectrum import SCORES, Options, Units, choose, cross_validate, parts, refit
 
@@ -221,7 +222,7 @@ class RidgeCV(RegressorMixin, MultiOutputMixin, BaseEstimator):
         check_is_fitted(self)
         _refuse_tokens(X)
         X = validate_data(self, X, reset=False, dtype=FLOATS)
-        device, memory = _checked_device(self.device), _checked_memory(self.max_memory)
+        device, memory = pick_device(self.device), _checked_memory(self.max_memory)
         coef = self.coef_.reshape(len(self.coef_), -1)
         mean = np.atleast_1d(self.response_mean_)
         centred = np.empty(X.shape, dtype=coef.dtype)
@@ -268,7 +269,7 @@ class RidgeCV(RegressorMixin, MultiOutputMixin, BaseEstimator):
             score=score,
             fit_intercept=bool(self.fit_intercept),
             standardise=bool(self.standardise),
-            device=_checked_device(self.device),
+            device=pick_device(self.device),
             memory=_checked_memory(self.max_memory),
         )
 
@@ -301,18 +302,6 @@ def _checked_groups(groups: Any, n: int) -> np.ndarray | None:
     if groups.shape != (n,):
         raise ValueError(f"groups has shape {groups.shape}; expected ({n},), one label for each row of X")
     return groups
-
-
-def _checked_device(device: Any) -> torch.device:
-    if isinstance(device, str) and device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        found = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(f"device={device!r} is no torch device; use 'auto', 'cpu' or 'cuda'") from error
-    if found.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device={device!r}, but torch finds no CUDA device; use 'auto' or 'cpu'")
-    return found
 
 
 def _checked_memory(max_memory: Any) -> int:

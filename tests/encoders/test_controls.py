@@ -108,3 +108,13 @@ def test_annotations_need_something_that_varies():
     stimuli = StimulusSet.from_images(np.zeros((3, 4, 4, 3), np.uint8))
     with pytest.raises(ValueError, match="carry no annotations that vary"):
         extract("annotations", stimuli, cache=False)
+
+
+def test_annotations_that_cannot_be_numbers_are_named():
+    images = np.zeros((2, 4, 4, 3), np.uint8)
+    objects = pd.DataFrame({"stimulus": ["a", "b"], "size": [1.0, 2.0]})
+    with pytest.raises(ValueError, match=r"\['stimulus', 'size'\]; the annotations need a column 'category'"):
+        encode_annotations(StimulusSet.from_images(images, ids=["a", "b"], objects=objects))
+    table = pd.DataFrame({"taken": pd.to_datetime(["2020-01-01", "2021-01-01"])})
+    with pytest.raises(ValueError, match=r"columns \['taken'\] hold times"):
+        encode_annotations(StimulusSet.from_images(images, ids=["a", "b"], table=table))

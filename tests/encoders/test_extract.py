@@ -1,7 +1,13 @@
 """Extraction: right values, from the right layer, never stale."""
 
+import copy
+import os
 import sys
 import textwrap
+import traceback
+import types
+import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,11 +15,11 @@ import torch
 from torch import nn
 
 from neuralign.datasets import StimulusSet
-from neuralign.encoders import Features, ImageInputs, extract, load_model
+from neuralign.encoders import Features, ImageInputs, Model, extract, load_model, model_cards, register_model
 from neuralign.encoders.features.digest import digest_of
 from neuralign.encoders.features.hooks import choose, trace
 from neuralign.encoders.features.reduce import parse_reduction
-from neuralign.encoders.features.store import Entry
+from neuralign.encoders.features.store import Entry, code_digest
 
 
 @pytest.fixture
@@ -197,15 +203,24 @@ def test_stored_features_are_read_back_and_not_computed(stimuli, tmp_path, monke
     assert isinstance(second["conv"], np.memmap)
 
 
-@pytest.mark.parametrize("damage", ["truncated", "no entry", "wrong shape"])
+@pytest.mark.parametrize(
+    "damage",
+    ["truncated", "empty", "no entry", "entry without shape", "entry of another kind", "not finite", "wrong shape"],
+)
 def test_damaged_entry_is_computed_again(stimuli, tmp_path, damage):
     first = extract(build(), stimuli, "conv", preprocess=READ, cache=tmp_path)
     folder = Entry(tmp_path, first.keys_["conv"]).folder
     if damage == "truncated":
         data = (folder / "features.npy").read_bytes()
         (folder / "features.npy").write_bytes(data[: len(data) // 2])
+    elif damage == "empty":
+        (folder / "features.npy").write_bytes(b"")
     elif damage == "no entry":
         (folder / "entry.json").unlink()
+    elif damage.startswith("entry"):
+        (folder / "entry.json").write_text("{}" if "without" in damage else "[3]")
+    elif damage == "not finite":
+        np.save(folder / "features.npy", np.where(first["conv"] == first["conv"].max(), np.nan, first["conv"]))
     else:
         np.save(folder / "features.npy", np.zeros((2, 2)))
     again = extract(build(), stimuli, "conv", preprocess=READ, cache=tmp_path)
@@ -218,6 +233,146 @@ def test_nothing_is_left_of_an_interrupted_write(stimuli, tmp_path, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         extract(build(), stimuli, "conv", preprocess=READ, cache=tmp_path)
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+
+
+def test_a_faster_process_keeps_its_entry_and_the_umask_its_say(tmp_path):
+    entry = Entry(tmp_path, "ab12")
+    before = os.umask(0o027)
+    try:
+        entry.write(np.ones((2, 3), np.float32), {})
+    finally:
+        os.umask(before)
+    assert entry.folder.stat().st_mode & 0o777 == 0o750
+    inode = entry.folder.stat().st_ino
+    entry.write(np.ones((2, 3), np.float32), {})
+    assert entry.folder.stat().st_ino == inode
+    assert [path.name for path in entry.folder.parent.iterdir()] == ["ab12"]
+
+
+def test_what_is_not_read_does_not_change_the_key(stimuli, tmp_path, monkeypatch):
+    base = keys(stimuli, cache=tmp_path)
+    monkeypatch.setitem(sys.modules, "transformers", types.SimpleNamespace(__version__="0"))
+    assert keys(stimuli, cache=tmp_path) == base
+    monkeypatch.setattr("PIL.__version__", "0")
+    assert keys(stimuli, cache=tmp_path) != base
+
+
+def test_a_preprocessing_that_changes_for_real_images_alone_changes_the_key(stimuli, tmp_path, monkeypatch):
+    def read(image):  # what it reads at run time is in none of its parts
+        return READ.read(image) * (float(os.environ["GAIN"]) if image.size == (24, 20) else 1)
+
+    monkeypatch.setenv("GAIN", "1.0")
+    base = keys(stimuli, cache=tmp_path, preprocess=read)
+    assert keys(stimuli, cache=tmp_path, preprocess=read) == base
+    monkeypatch.setenv("GAIN", "1.5")
+    assert keys(stimuli, cache=tmp_path, preprocess=read) != base
+
+
+def test_code_that_reads_stimuli_counts(monkeypatch):
+    names = []
+    read = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: names.append(path.name) or read(path))
+    code_digest.__wrapped__()
+    assert {"filters.py", "media.py", "stimuli.py", "sources.py", "digest.py"} <= set(names)
+
+
+# ------------------------------------------------------------------------------------------------ the module
+
+
+def test_module_comes_back_in_its_mode(stimuli):
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5)).train()
+    module[1].eval()
+    module[1].running_mean += 0.3
+    before = copy.deepcopy(module.state_dict())
+    for given in (module, Model("mine", module, READ)):
+        options = {} if isinstance(given, Model) else {"preprocess": READ}
+        features = extract(given, stimuli, "all", reduce="mean", cache=False, **options)
+        assert [part.training for part in module.modules()] == [True, True, False, True]
+        with pytest.raises(ValueError, match="is unknown"):
+            extract(given, stimuli, "absent", cache=False, **options)
+        assert module.training and module[2].training
+        truth = copy.deepcopy(module).eval()(inputs(stimuli)).mean((2, 3)).detach()
+        np.testing.assert_allclose(features["output"], truth, atol=1e-6)
+    for name, tensor in module.state_dict().items():
+        assert torch.equal(tensor, before[name])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+def test_module_comes_back_to_its_device(stimuli):
+    module = build()
+    here = extract(module, stimuli, "all", device="cpu", preprocess=READ, cache=False)
+    there = extract(module, stimuli, "all", device="cuda", preprocess=READ, cache=False)
+    assert {p.device.type for p in module.parameters()} == {"cpu"}
+    for layer in here:
+        np.testing.assert_allclose(here[layer], there[layer], atol=1e-2)
+
+
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float64])
+def test_inputs_follow_the_precision_of_the_module(stimuli, precision):
+    found = extract(build().to(precision), stimuli, "all", preprocess=READ, cache=False)
+    truth = extract(build(), stimuli, "all", preprocess=READ, cache=False)
+    for layer in truth:
+        assert found[layer].dtype == np.float32
+        np.testing.assert_allclose(found[layer], truth[layer], atol=0.05 if precision == torch.bfloat16 else 1e-5)
+
+
+def test_a_first_axis_that_is_not_the_stimuli(stimuli):
+    class Turned(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one = nn.Identity()
+            self.two = nn.Identity()
+
+        def forward(self, x):
+            self.one(x.mean((0, 1))[None])  # one, by accident like a single stimulus
+            self.two(x.mean((2, 3))[:2])
+            return x
+
+    with pytest.raises(ValueError, match="layers='one' is unknown"):
+        extract(Turned(), stimuli, "one", preprocess=READ, cache=False)
+    with pytest.raises(ValueError, match=r"layer 'two' gives shape \(2, 3\) for 7 stimuli"):
+        extract(Turned(), stimuli, "two", preprocess=READ, cache=False)
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_tokens_that_form_a_square_are_places(first):
+    maps = torch.arange(2 * 3 * 6 * 6).reshape(2, 3, 6, 6).float()
+    tokens = torch.cat([torch.full((2, first, 3), 1e6), maps.flatten(2).transpose(1, 2)], 1)
+    for grid in (2, 3, 6, 9):
+        reduction = parse_reduction(grid)
+        np.testing.assert_allclose(reduction(tokens), reduction(maps))
+        assert reduction.map_shape(tuple(tokens.shape[1:])) == (min(grid, 6), min(grid, 6))
+
+
+def test_tokens_that_form_no_square_are_refused_by_layer(stimuli):
+    class Tokens(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.tokens = nn.Flatten(2)
+
+        def forward(self, x):
+            return self.tokens(x[:, :, :3])
+
+    with pytest.raises(ValueError, match=r"layer 'tokens': reduce=2 .* square.*\(7, 3, 48\).*take 'mean'"):
+        extract(Tokens(), stimuli, "tokens", 2, preprocess=READ, cache=False)
+    with pytest.raises(ValueError, match="reduce=2 averages places of images; of a sentence"):
+        extract("pixels", StimulusSet.from_sentences(["a b"]), reduce=2, cache=False)
+
+
+def test_an_archive_is_opened_once_for_a_batch(tmp_path, monkeypatch):
+    from PIL import Image
+
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
+        for i in range(6):
+            Image.new("RGB", (8, 8), (40 * i, 0, 0)).save(tmp_path / "one.png")
+            archive.write(tmp_path / "one.png", f"{i}.png")
+    stimuli = StimulusSet.from_zip(tmp_path / "images.zip")
+    opened = []
+    whole = zipfile.ZipFile.__init__
+    monkeypatch.setattr(zipfile.ZipFile, "__init__", lambda *a, **k: opened.append(1) or whole(*a, **k))
+    found = extract("pixels", stimuli, reduce="mean", cache=False)["pixels"]
+    np.testing.assert_allclose(found[:, 0], np.arange(6) * 40 / 255, atol=1e-6)
+    assert len(opened) <= 3  # the hash, the trace, the batch
 
 
 # ------------------------------------------------------------------------------------------------ bad input
@@ -242,8 +397,22 @@ def test_bad_arguments(stimuli):
         extract("pixels", StimulusSet.from_sentences(["a b"]), cache=False)
     with pytest.raises(ValueError, match="batch_size=0"):
         extract("pixels", stimuli, batch_size=0, cache=False)
-    with pytest.raises(ValueError, match="device='cupboard' is unknown"):
-        extract("pixels", stimuli, device="cupboard", cache=False)
+    with pytest.raises(ValueError, match=r"batch_size=2\.5; expected a whole number"):
+        extract("pixels", stimuli, batch_size=2.5, cache=False)
+    for device in ("cupboard", None, 3):
+        with pytest.raises(ValueError, match=f"device={device!r} is unknown"):
+            extract("pixels", stimuli, device=device, cache=False)
+    for device in ("meta", "cuda:77"):
+        with pytest.raises(ValueError, match=f"device='{device}'"):
+            extract("pixels", stimuli, device=device, cache=False)
+    with pytest.raises(ValueError, match="layers='pxels' is unknown; did you mean 'pixels'.*the layers of pixels"):
+        extract("pixels", stimuli, "pxels", cache=False)
+    assert extract("pixels", stimuli, ["all"], cache=False).layers == ["pixels", "output"]
+    recording = types.SimpleNamespace(stimuli=stimuli)
+    with pytest.raises(ValueError, match="stimuli is a SimpleNamespace; pass brain.stimuli"):
+        extract("pixels", recording, cache=False)
+    with pytest.raises(ValueError, match="stimuli is a list; expected a StimulusSet: pass brain.stimuli"):
+        extract("pixels", [np.zeros((4, 4, 3), np.uint8)], cache=False)
     with pytest.raises(ValueError, match="model='gabr' is unknown; did you mean 'gabor'"):
         load_model("gabr")
     features = extract("pixels", stimuli, cache=False)
@@ -283,6 +452,12 @@ def test_factory_by_name(stimuli, tmp_path, monkeypatch):
     np.testing.assert_array_equal(first["1"], again["1"])  # random weights, but by seed
     other = extract("my_models:with_reader", stimuli, cache=False, seed=1)
     assert np.abs(first["1"] - other["1"]).max() > 1e-3
+
+    def brighter(image):
+        return sys.modules["my_models"].read(image) + 1
+
+    mine = extract("my_models:with_reader", stimuli, "0", cache=False, preprocess=brighter)
+    np.testing.assert_allclose(mine["0"], first["0"] + 1, atol=1e-6)
     with pytest.raises(ValueError, match="no preprocessing"):
         load_model("my_models:tiny")
     with pytest.raises(ValueError, match="gave int"):
@@ -314,6 +489,36 @@ def test_untrained_copy_draws_every_parameter_anew_by_seed(stimuli):
         load_model(Bare(), untrained=True, preprocess=READ)
 
 
+def test_arguments_that_nothing_reads_are_named(tmp_path):
+    model = load_model("resnet20-cifar-untrained")
+    with pytest.raises(ValueError, match="weights= is not read by a module"):
+        load_model(build(), weights=tmp_path, preprocess=READ)
+    with pytest.raises(ValueError, match="weights= is not read by pixels"):
+        load_model("pixels", weights=tmp_path)
+    with pytest.raises(ValueError, match="weights= is not read by a factory"):
+        load_model("torch.nn:ReLU", weights=tmp_path, preprocess=READ)
+    with pytest.raises(ValueError, match="weights= is not read by the model resnet20"):
+        load_model(model, weights=tmp_path)
+    with pytest.raises(ValueError, match="preprocess= is not read by the model resnet20"):
+        load_model(model, preprocess=READ)
+    with pytest.raises(ValueError, match="preprocess= is not read by gabor"):
+        load_model("gabor", preprocess=READ)
+
+
+def test_a_built_model_can_be_drawn_anew():
+    model = Model("mine", build(), READ)
+    drawn = load_model(model, untrained=True, seed=4)
+    assert drawn.name == "mine-untrained" and drawn.inputs is READ
+    assert torch.equal(model.module.conv.weight, build().conv.weight)
+    assert not torch.equal(drawn.module.conv.weight, model.module.conv.weight)
+
+
+def test_a_name_is_registered_once():
+    card = next(card for card in model_cards() if card.name == "gabor")
+    with pytest.raises(ValueError, match="name='gabor' is taken by neuralign.encoders.features.controls.gabor_model"):
+        register_model(card)(lambda weights, untrained, seed: None)
+
+
 def test_weights_that_are_missing_or_hostile(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"resnet20-\*\.th of resnet20-cifar there. Get it from GitHub"):
         load_model("resnet20-cifar", weights=tmp_path)
@@ -323,6 +528,14 @@ def test_weights_that_are_missing_or_hostile(tmp_path):
             return (print, ("run",))
 
     torch.save({"state_dict": Hostile()}, tmp_path / "resnet20-hostile.th")
+    with pytest.raises(ValueError, match="not a checkpoint of plain tensors") as raised:
+        load_model("resnet20-cifar", weights=tmp_path)
+    assert "weights_only" not in "".join(traceback.format_exception(raised.value))
+    for other in (torch.zeros(3), [1, 2], {"state_dict": 3}, {3: torch.zeros(1)}, {"conv1.weight": 3}):
+        torch.save(other, tmp_path / "resnet20-hostile.th")
+        with pytest.raises(ValueError, match="not a checkpoint of plain tensors"):
+            load_model("resnet20-cifar", weights=tmp_path)
+    (tmp_path / "resnet20-hostile.th").write_text("<html>not found</html>")
     with pytest.raises(ValueError, match="not a checkpoint of plain tensors"):
         load_model("resnet20-cifar", weights=tmp_path)
     torch.save({"state_dict": {"conv1.weight": torch.zeros(1)}}, tmp_path / "resnet20-hostile.th")

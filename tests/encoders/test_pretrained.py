@@ -1,6 +1,7 @@
 """Models of transformers, from folders that the tests write."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -62,6 +63,83 @@ def test_vision_layers_equal_hidden_states(vision_folder):
         np.testing.assert_allclose(features[layer], state, atol=1e-5)
     first = extract(str(vision_folder), stimuli, features.layers[:1], reduce="cls", cache=False)
     np.testing.assert_allclose(first[features.layers[0]], hidden[1][:, 0], atol=1e-5)
+
+
+def by_hand(image, size, shortest=None, method=2, factor=1 / 255, mean=0.5, std=0.5):
+    """Preprocessing in PIL and numpy."""
+    if shortest:
+        width, height = image.size
+        if width < height:
+            image = image.resize((shortest, int(shortest * height / width)), method)
+        else:
+            image = image.resize((int(shortest * width / height), shortest), method)
+        left, top = (image.width - size) // 2, (image.height - size) // 2
+        image = image.crop((left, top, left + size, top + size))
+    elif size:
+        image = image.resize((size, size), method)
+    return ((np.asarray(image, float) * factor - mean) / std).transpose(2, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "truth"),
+    [
+        ({}, {"size": 224}),  # the class's own default: bilinear, mean 0.5
+        ({"size": {"height": 32, "width": 32}, "rescale_factor": 0.5}, {"size": 32, "factor": 0.5}),
+        ({"size": {"height": 32, "width": 32}, "do_rescale": False}, {"size": 32, "factor": 1}),
+        ({"do_resize": False}, {"size": None}),
+        ({"size": {"height": 32, "width": 32}, "resample": 3, "do_normalize": False},
+         {"size": 32, "method": 3, "mean": 0, "std": 1}),
+        ({"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 36}, "crop_size": 32,
+          "image_mean": [0.5] * 3, "image_std": [0.5] * 3}, {"size": 32, "shortest": 36, "method": 3}),
+        ({"image_processor_type": "CLIPImageProcessor", "size": {"height": 32, "width": 32}, "do_center_crop": False,
+          "image_mean": [0.5] * 3, "image_std": [0.5] * 3}, {"size": 32, "method": 3}),
+    ],
+)  # fmt: skip
+def test_every_setting_of_the_preprocessing_is_honoured(vision_folder, tmp_path, settings, truth):
+    folder = shutil.copytree(vision_folder, tmp_path / "copy")
+    settings = {"image_processor_type": "ViTImageProcessor"} | settings
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    stimuli = StimulusSet.from_images(np.random.default_rng(0).integers(0, 256, (3, 40, 52, 3), np.uint8))
+    model = load_model(str(folder))
+    [(rows, batch)] = list(model.inputs.batches(stimuli, 3))
+    for row in rows:
+        expected = by_hand(stimuli.image(row), **truth)
+        np.testing.assert_allclose(batch["pixel_values"][row], expected, atol=1e-4 * max(1, np.abs(expected).max()))
+
+
+def test_key_of_the_preprocessing(vision_folder, tmp_path):
+    stimuli = StimulusSet.from_images(np.random.default_rng(0).integers(0, 256, (2, 40, 40, 3), np.uint8))
+
+    def key(folder):
+        return next(iter(extract(str(folder), stimuli, cache=tmp_path / "store").keys_.values()))
+
+    folder = shutil.copytree(vision_folder, tmp_path / "copy")
+    assert key(folder) == key(vision_folder)  # found by content and not by a name
+    settings = json.loads((folder / "preprocessor_config.json").read_text())
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings | {"rescale_factor": 0.004}))
+    assert key(folder) != key(vision_folder)
+    (folder / "preprocessor_config.json").unlink()
+    with pytest.raises(ValueError, match=r"cannot build its image processor.*save_pretrained"):
+        load_model(str(folder))
+
+
+def test_images_that_stay_of_different_size_are_named(vision_folder, tmp_path):
+    folder = shutil.copytree(vision_folder, tmp_path / "copy")
+    (folder / "preprocessor_config.json").write_text(json.dumps({"do_resize": False}))
+    stimuli = StimulusSet.from_images([np.zeros((32, 32, 3), np.uint8), np.zeros((40, 32, 3), np.uint8)])
+    with pytest.raises(ValueError, match="'image-00001' and 'image-00002' differ in size"):
+        extract(str(folder), stimuli, cache=False)
+
+
+def test_a_sentence_beyond_the_positions_is_named(text_folder):
+    stimuli = StimulusSet.from_sentences(["the cat", "the cat sat " * 11])
+    with pytest.raises(ValueError, match=r"1 sentences have more tokens than the 32 .*'sentence-00002', 33 tokens"):
+        extract(str(text_folder), stimuli, cache=False)
+
+
+def test_arguments_that_transformers_does_not_read(text_folder, tmp_path):
+    with pytest.raises(ValueError, match="weights= is not read by a model of transformers"):
+        load_model(str(text_folder), weights=tmp_path)
 
 
 def test_sentences_of_every_length_equal_one_by_one(text_folder):
