@@ -123,6 +123,9 @@ class _Teller:
         self.say("module")
         self.kind(type(module), where)
         own = vars(module)
+        if type(module).__module__ == "torch._dynamo.eval_frame":  # torch.compile: its own state is of this process
+            self.tell(own["_modules"]["_orig_mod"], where)
+            return
         for group in ("_parameters", "_buffers", "_modules"):
             members = own.get(group, {})
             self.say(group, *members)  # parts in order: a container calls them one after another

@@ -221,8 +221,7 @@ def test_other_processes_find_the_same_key(written, tmp_path):
     assert len(found) == 1
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
-@pytest.mark.parametrize("value", [threading.Lock(), (i for i in range(3)), sys.stdout, torch.jit.script(nn.ReLU())])
+@pytest.mark.parametrize("value", [threading.Lock(), (i for i in range(3)), sys.stdout])
 def test_what_cannot_be_told_is_not_stored_and_named(value, tmp_path):
     module = Holder(odd={"here": value})
     with pytest.raises(CannotTell, match=r"net\.odd\['here'\]"):
@@ -236,6 +235,14 @@ def test_what_cannot_be_told_is_not_stored_and_named(value, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         extract(module, stimuli, "conv", preprocess=READ, cache=False)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit")
+def test_compiled_modules():
+    with pytest.raises(CannotTell, match="net is a compiled module"):
+        digest_of(torch.jit.script(nn.ReLU()), "net")
+    one, same, other = (torch.compile(linear(v)) for v in (1.0, 1.0, 2.0))
+    assert digest_of(one) == digest_of(same) != digest_of(other)
 
 
 def test_a_module_that_counts_its_passes_has_the_key_of_before(tmp_path):
