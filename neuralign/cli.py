@@ -335,14 +335,15 @@ def _features(
     device: str,
 ) -> list[Any]:
     from . import encoders
-    from .encoders.features.registry import UNTRAINED, controls_of
+    from .encoders.features.registry import UNTRAINED, controls_of, reads_weights
 
     if stimuli is None:
         raise ValueError("the dataset brings no stimuli, so that no model can be shown them")
     names = _split(model)
     if not names:
         raise ValueError(f"model={model!r} names no model; see `neuralign models`")
-    loaded = {name: encoders.load_model(name, weights, seed=seed) for name in names}
+    readers = [name for name in names if reads_weights(name)] or names  # beside them, controls may be listed
+    loaded = {name: encoders.load_model(name, weights if name in readers else None, seed=seed) for name in names}
     if controls:
         loaded |= {name: encoders.load_model(name, seed=seed) for name in controls_of(names, stimuli.kind)}
     reduce = pool or None if stimuli.kind == "image" else None

@@ -140,6 +140,12 @@ def model_cards() -> list[ModelCard]:
     return [card for _, (card, _) in sorted(_BUILDERS.items())]
 
 
+def reads_weights(model: str) -> bool:
+    """Whether a name is that of a registered model which a file of weights belongs to."""
+    _load_shipped()
+    return model in _BUILDERS and bool(_BUILDERS[model][0].weights)
+
+
 def load_model(
     model: str | Model | nn.Module,
     weights: str | Path | None = None,

@@ -606,3 +606,13 @@ def test_results_and_recordings_are_told_apart(failing, recording, tmp_path):
     assert "Recording" in failing("report", "mine.h5")
     align.save_results(tabulate([Score("m", "l", "d", "s", "V1", "r", 0.5)]), tmp_path / "scores.h5")
     assert "expected a Recording" in failing("score", "pixels", "scores.h5")
+
+
+def test_weights_go_to_the_models_that_read_them(cli, failing, real_data):
+    weights = real_data("weights_cifar_resnet")
+    arguments = ["--weights", weights, *NO_RESAMPLING, "--no-controls", "--layers", "conv1"]
+    code, out, err = cli("score", "resnet20-cifar,resnet20-cifar-untrained", *SMALL, *arguments)
+    assert code == 0 and "resnet20-cifar-untrained" in out, err
+    code, out, err = cli("score", "pixels,resnet20-cifar", *SMALL, "--weights", weights, *NO_RESAMPLING)
+    assert code == 0 and "pixels" in out, err
+    assert "has no weights" in failing("score", "gabor", *SMALL, "--weights", weights)
