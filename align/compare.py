@@ -100,10 +100,10 @@ def rsa_ceiling(rdms: RDMs | np.ndarray, method: str = "rho-a") -> tuple[float, 
     return float(lower.mean()), float(upper.mean())
 
 
-def check_method(method: str) -> None:
+def check_method(method: str, argument: str = "method") -> None:
     """Raise ValueError for a comparison that is not known."""
     if method not in METHODS:
-        raise ValueError(unknown("method", method, METHODS))
+        raise ValueError(unknown(argument, method, METHODS))
 
 
 def as_vectors(rdms: RDMs | np.ndarray, name: str) -> np.ndarray:

@@ -75,10 +75,10 @@ def rdm(X: Any, method: str = "correlation", noise: Any = None, folds: Any = Non
     return RDMs(pattern_rdm.vector, [str(k) for k in range(len(X))], method=method)
 
 
-def check_method(method: str) -> None:
+def check_method(method: str, argument: str = "method") -> None:
     """Raise ValueError for a dissimilarity that is not known."""
     if method not in METHODS:
-        raise ValueError(unknown("method", method, METHODS))
+        raise ValueError(unknown(argument, method, METHODS))
 
 
 def fewest_features(method: str) -> int:
@@ -117,11 +117,17 @@ def recording_rdms(recording: Any, method: str, by: str = "region") -> RDMs:
     _check_no_times(recording)
     averaged = recording.average_repeats()
     ids = averaged.presentations["stimulus"].astype(str).tolist()
-    rows, found = [], []
+    rows, found, n_silent = [], [], 0
     for subject, value, units in unit_groups(averaged, by):
-        rows.append({"subject": subject, by: value, "n_units": len(units)})
         patterns = unit_responses(averaged, units)
+        n_known = int(np.isfinite(patterns).any(0).sum())
+        n_silent += len(units) - n_known
+        rows.append({"subject": subject, by: value, "n_units": n_known})
         found.append(dissimilarities(patterns, method, f"subject {subject!r}, {by} {value!r}"))
+    if n_silent:
+        warnings.warn(
+            f"{n_silent} of {len(averaged.units)} units lack responses; the RDMs are without them.", stacklevel=3
+        )
     _warn_unscored(found, method)
     vectors = np.stack([one.vector for one in found])
     return RDMs(vectors, ids, pd.DataFrame(rows), method, getattr(recording, "stimuli", None))

@@ -96,8 +96,8 @@ def rsa(
     Kriegeskorte, Mur & Bandettini (2008), Frontiers in Systems Neuroscience 2:4. Nili et al. (2014), PLoS
     Computational Biology 10:e1003553. Schuett et al. (2023), eLife 12:e82566.
     """
-    check_method(rdm)
-    check_comparison(compare)
+    check_method(rdm, "rdm")
+    check_comparison(compare, "compare")
     if subjects not in SUBJECTS:
         raise ValueError(unknown("subjects", subjects, SUBJECTS))
     for name, count in (("bootstrap", bootstrap), ("permutations", permutations)):

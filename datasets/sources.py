@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -64,11 +65,11 @@ def digest_item(item: Item) -> str:
     return digest.hexdigest()
 
 
-class _Base:
+class _Base(ABC):
     """What all sources share: reading one is reading many of one."""
 
-    def read_many(self, indices: Sequence[int] | np.ndarray) -> Iterator[Item]:
-        raise NotImplementedError
+    @abstractmethod
+    def read_many(self, indices: Sequence[int] | np.ndarray) -> Iterator[Item]: ...
 
     def read(self, index: int) -> Item:
         return next(iter(self.read_many([index])))

@@ -209,8 +209,8 @@ def test_unscorable_rows_are_nan_with_a_warning(latent):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"rdm": "pearson"}, "method='pearson' is unknown"),
-        ({"compare": "correlation"}, "method='correlation' is unknown"),
+        ({"rdm": "pearson"}, "rdm='pearson' is unknown"),
+        ({"compare": "correlation"}, "compare='correlation' is unknown"),
         ({"bootstrap": -1}, "bootstrap=-1"),
         ({"features": np.ones((14, 3))}, "features is a ndarray"),
         ({"features": []}, "empty list"),
@@ -249,3 +249,26 @@ def test_thumbnails():
 def test_interval_of_nothing():
     low, high = percentile_interval(np.empty((0, 2)))
     assert np.isnan(low).all() and np.isnan(high).all()
+
+
+def test_units_without_responses_are_counted_and_not_in_the_rdm():
+    from neuralign.datasets import Recording
+
+    rng = np.random.default_rng(0)
+    responses = rng.standard_normal((14, 6))
+    responses[:, 2] = np.nan
+    units = pd.DataFrame({"region": ["V1"] * 3 + ["IT"] * 3})
+    brain = Recording(responses, pd.DataFrame({"stimulus": IDS}), units)
+    with pytest.warns(UserWarning, match="1 of 6 units lack responses; the RDMs are without them"):
+        table = rsa(Layers("net", rng.standard_normal((14, 5))), brain, **QUICK)
+    assert table.groupby("region")["n_units"].first().to_dict() == {"V1": 2, "IT": 3}
+    alone = Recording(responses[:, :2], brain.presentations, units[:2])
+    assert rsa(Layers("net", rng.standard_normal((14, 5))), alone, **QUICK)["score"].notna().all()
+
+
+def test_an_unknown_method_is_named_by_the_argument_that_held_it():
+    brain = RDMs(np.random.default_rng(0).uniform(size=(2, 91)), IDS)
+    with pytest.raises(ValueError, match="compare='spearmn' is unknown; did you mean 'spearman'"):
+        rsa(brain, brain, compare="spearmn")
+    with pytest.raises(ValueError, match="rdm='corelation' is unknown; did you mean 'correlation'"):
+        rsa(brain, brain, rdm="corelation")
