@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ...datasets.errors import unknown
+from ...datasets.rdms import stimulus_positions
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,14 +69,7 @@ class Features(Mapping):
 
     def rows(self, ids: Sequence[str]) -> np.ndarray:
         """Positions of stimuli by id; ValueError names those that are missing."""
-        position = {identifier: row for row, identifier in enumerate(self.stimulus_ids)}
-        missing = [i for i in ids if i not in position]
-        if missing:
-            raise ValueError(
-                f"features of {self.model} lack {len(missing)} of {len(ids)} stimuli (first: {missing[0]!r}); "
-                "extract them from the stimuli of this recording"
-            )
-        return np.array([position[i] for i in ids])
+        return stimulus_positions(self.stimulus_ids, ids, f"the features of {self.model}")
 
     def __repr__(self) -> str:
         layers = ", ".join(f"{name} {tuple(array.shape[1:])}" for name, array in self.arrays.items())

@@ -45,7 +45,8 @@ class RidgeCV(RegressorMixin, MultiOutputMixin, BaseEstimator):
         Centre X and Y with the training rows.
     standardise : bool
         Scale the features to unit variance over the training rows; constant features stay as they are.
-        `coef_` is in the features' own units all the same.
+        `coef_` is in the features' own units all the same. A feature that hardly varies in training, such as a
+        rectified channel that is nearly always silent, may then be huge in a test row, and its prediction too.
     device : str
         Torch device; "auto" takes a CUDA device where there is one. The responses stay on the CPU and visit
         it block by block.

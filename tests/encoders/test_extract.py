@@ -418,7 +418,7 @@ def test_bad_arguments(stimuli):
     features = extract("pixels", stimuli, cache=False)
     with pytest.raises(KeyError, match="did you mean 'pixels'"):
         features["pixel"]
-    with pytest.raises(ValueError, match="lack 1 of 2 stimuli"):
+    with pytest.raises(ValueError, match="1 of 2 stimulus ids are not in the features of pixels: 'elsewhere'"):
         features.rows([stimuli.ids[0], "elsewhere"])
     with pytest.raises(ValueError, match="has 2 rows; expected one per stimulus, 3"):
         Features("mine", ("a", "b", "c"), {"layer": np.zeros((2, 4))})
