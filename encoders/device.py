@@ -32,3 +32,8 @@ def pick_device(device: Any) -> torch.device:
     except (RuntimeError, NotImplementedError, AssertionError) as error:
         raise ValueError(f"device={device!r} does not compute here; take 'auto', 'cpu' or 'cuda'") from error
     return chosen
+
+
+def doubles_are_fast(device: torch.device) -> bool:
+    """Whether float64 runs at about half the rate of float32, as on CPUs and data-centre GPUs, or far below it."""
+    return device.type != "cuda" or torch.cuda.get_device_capability(device) in {(6, 0), (7, 0), (8, 0), (9, 0), (10, 0)}

@@ -12,9 +12,11 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
+from neuralign.encoders.linear.design import SpectralDesign
 from neuralign.encoders.linear.folds import fold_rows
+from neuralign.encoders.linear.moments import choose
 from neuralign.encoders.linear.ridge import RidgeCV
-from neuralign.encoders.linear.spectrum import Options, Units, choose, decompose, make_fold, sweep
+from neuralign.encoders.linear.stream import BlockFitter
 
 # Grids are kept short here; the warning has a test of its own.
 pytestmark = pytest.mark.filterwarnings("ignore:.*of the chosen alphas lie at an end of the grid")
@@ -34,21 +36,13 @@ def simulate(n=60, p=8, v=5, noise=1.0, seed=0, dtype=np.float64):
     return X.astype(dtype), Y.astype(dtype)
 
 
-def options(**changes):
-    return Options(
-        **{"score": "r", "fit_intercept": True, "standardise": False, "memory": 2**30}
-        | {"device": torch.device("cpu")}
-        | changes
-    )
-
-
 # What comes out
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_shapes_and_dtypes(dtype):
     X, Y = simulate(dtype=dtype)
-    encoder = RidgeCV(alphas=[10.0, 0.1, 1.0]).fit(X, Y)
+    encoder = RidgeCV(keep_scores=True, alphas=[10.0, 0.1, 1.0]).fit(X, Y)
     assert encoder.coef_.shape == (8, 5)
     assert encoder.coef_.dtype == encoder.predict(X).dtype == encoder.intercept_.dtype == dtype
     assert encoder.alpha_.shape == encoder.cv_score_.shape == encoder.intercept_.shape == (5,)
@@ -97,13 +91,13 @@ def test_result_does_not_depend_on_blocks(shape, fit_intercept, monkeypatch):
     X, Y = simulate(*shape, v=23)
     whole = RidgeCV(fit_intercept=fit_intercept).fit(X, Y)
     widths = []
-    block = Units.block
+    fit = BlockFitter.fit
 
-    def watched(self, part, options):
+    def watched(self, values, part, index=None):
         widths.append(part.stop - part.start)
-        return block(self, part, options)
+        return fit(self, values, part, index)
 
-    monkeypatch.setattr(Units, "block", watched)
+    monkeypatch.setattr(BlockFitter, "fit", watched)
     tiny = RidgeCV(fit_intercept=fit_intercept, max_memory=1).fit(X, Y)
     assert set(widths) == {1}
     np.testing.assert_array_equal(tiny.alpha_, whole.alpha_)
@@ -157,7 +151,10 @@ def test_more_noise_takes_more_shrinkage():
 
 def test_one_alpha_for_all_is_best_on_average():
     X, Y = simulate(n=40, p=30, v=12, noise=4.0)
-    each, shared = RidgeCV(score="r2").fit(X, Y), RidgeCV(score="r2", per_unit=False).fit(X, Y)
+    each, shared = (
+        RidgeCV(keep_scores=True, score="r2").fit(X, Y),
+        RidgeCV(keep_scores=True, score="r2", per_unit=False).fit(X, Y),
+    )
     np.testing.assert_allclose(shared.cv_scores_, each.cv_scores_)
     best = each.cv_scores_.mean(axis=1).argmax()
     np.testing.assert_array_equal(shared.alpha_, np.full(12, each.alphas_[best]))
@@ -200,37 +197,42 @@ def test_int_with_groups_keeps_groups_whole():
     groups = np.random.default_rng(0).integers(0, 7, 60)
     for train, test in fold_rows(3, X, Y, groups):
         assert not set(groups[train]) & set(groups[test])
-    by_int = RidgeCV(cv=3).fit(X, Y, groups=groups)
-    by_splitter = RidgeCV(cv=GroupKFold(3)).fit(X, Y, groups=groups)
-    by_pairs = RidgeCV(cv=list(GroupKFold(3).split(X, groups=groups))).fit(X, Y)
+    by_int = RidgeCV(keep_scores=True, cv=3).fit(X, Y, groups=groups)
+    by_splitter = RidgeCV(keep_scores=True, cv=GroupKFold(3)).fit(X, Y, groups=groups)
+    by_pairs = RidgeCV(keep_scores=True, cv=list(GroupKFold(3).split(X, groups=groups))).fit(X, Y)
     np.testing.assert_array_equal(by_int.cv_scores_, by_splitter.cv_scores_)
     np.testing.assert_array_equal(by_int.cv_scores_, by_pairs.cv_scores_)
-    assert not np.allclose(by_int.cv_scores_, RidgeCV(cv=3).fit(X, Y).cv_scores_)
-    RidgeCV(cv=LeaveOneGroupOut()).fit(X, Y, groups=groups.astype(str))
+    assert not np.allclose(by_int.cv_scores_, RidgeCV(keep_scores=True, cv=3).fit(X, Y).cv_scores_)
+    RidgeCV(keep_scores=True, cv=LeaveOneGroupOut()).fit(X, Y, groups=groups.astype(str))
 
 
 def test_folds_given_as_masks_or_generator():
     X, Y = simulate()
     test = np.arange(60) % 2 == 0
-    by_mask = RidgeCV(cv=[(~test, test)]).fit(X, Y)
+    by_mask = RidgeCV(keep_scores=True, cv=[(~test, test)]).fit(X, Y)
     once = (pair for pair in [((~test).nonzero()[0].tolist(), test.nonzero()[0].tolist())])
-    by_number = RidgeCV(cv=once).fit(X, Y)
+    by_number = RidgeCV(keep_scores=True, cv=once).fit(X, Y)
     np.testing.assert_array_equal(by_mask.cv_scores_, by_number.cv_scores_)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("standardise", [False, True])
 @pytest.mark.parametrize("shape", [(40, 6), (40, 90)])
-def test_training_side_of_a_fold_ignores_test_rows(shape):
-    """Scaling, centring and axes change not by one bit when test rows take absurd values."""
+def test_training_side_of_a_fold_ignores_test_rows(shape, standardise, dtype):
+    """Scaling, centring and axes keep their digits when test rows take absurd values."""
     X, _ = simulate(*shape)
-    train = torch.arange(30)
     other = X.copy()
     other[30:] = 1e6 * other[30:] + 1e7
-    for standardise in (False, True):
-        a = decompose(torch.from_numpy(X), train, options(standardise=standardise))
-        b = decompose(torch.from_numpy(other), train, options(standardise=standardise))
-        for name in ("mean", "scale", "eigenvalues", "coordinates"):
-            assert torch.equal(getattr(a, name), getattr(b, name))
-        assert a.top == b.top
+    folds = [(np.arange(30), np.arange(30, 40))]
+    a, b = (
+        SpectralDesign(x.astype(dtype), folds, standardise=standardise).trains(0, by_rows=True)[0] for x in (X, other)
+    )
+    tolerance = 1e-5 if dtype == np.float32 else 1e-9
+    assert a.top == pytest.approx(b.top, rel=tolerance)
+    torch.testing.assert_close(a.eigenvalues, b.eigenvalues, rtol=tolerance, atol=tolerance)
+    # Axes of close eigenvalues may turn; what rows have in common along all of them may not.
+    kernels = [one.coordinates.T @ one.coordinates for one in (a, b)]
+    torch.testing.assert_close(*kernels, rtol=tolerance, atol=10 * tolerance)
 
 
 @pytest.mark.parametrize("score", ["r", "r2"])
@@ -245,7 +247,7 @@ def test_rows_outside_a_fold_cannot_reach_its_scores(score, shape):
     Y_more = np.vstack([Y, rng.standard_normal((3, 6))])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # ends of the grid: this is noise
-        encoder = RidgeCV(cv=folds, standardise=True, score=score, alphas=np.logspace(-1, 2, 4))
+        encoder = RidgeCV(keep_scores=True, cv=folds, standardise=True, score=score, alphas=np.logspace(-1, 2, 4))
         clean = clone(encoder).fit(X, Y).cv_scores_
         np.testing.assert_allclose(clone(encoder).fit(X_more, Y_more).cv_scores_, clean, rtol=1e-9, atol=1e-12)
         # The same comparison catches a leak: here all rows, the outliers too, set offset and scale.
@@ -257,13 +259,15 @@ def test_rows_outside_a_fold_cannot_reach_its_scores(score, shape):
 def test_test_rows_cannot_reach_the_scaling_of_their_fold():
     """An outlier among the test rows moves what is predicted for itself and for no other row."""
     rng = np.random.default_rng(2)
-    X, Y = torch.from_numpy(rng.standard_normal((50, 4))), torch.from_numpy(rng.standard_normal((50, 3)))
-    X_out = torch.cat([X, torch.full((1, 4), 1e4, dtype=torch.float64)])
-    how = options(standardise=True)
-    clean = make_fold(decompose(X, torch.arange(40), how), torch.arange(40, 50))
-    with_outlier = make_fold(decompose(X_out, torch.arange(40), how), torch.arange(40, 51))
-    torch.testing.assert_close((with_outlier.test + with_outlier.test_mean)[:10], clean.test + clean.test_mean)
-    assert sweep(clean, Y, np.array([1.0]), how).shape == (1, 3)
+    X = rng.standard_normal((51, 4))
+    X[50] = 1e4
+    folds = [(np.arange(40), np.arange(40, 50)), (np.arange(40), np.arange(40, 51))]
+    clean, with_outlier = (
+        SpectralDesign(X, [fold], standardise=True).trains(0, by_rows=False)[0].tests[0] for fold in folds
+    )
+    torch.testing.assert_close(
+        (with_outlier.coordinates + with_outlier.mean)[:10], clean.coordinates + clean.mean, rtol=1e-9, atol=1e-9
+    )
 
 
 # Numbers that float32 and peers find hard
@@ -275,8 +279,8 @@ def test_large_offsets_cost_no_accuracy(shape, offset):
     """Features far from zero, in standard deviations: the same weights as in float64."""
     X, Y = simulate(*shape, v=4, dtype=np.float32)
     X = X + np.float32(offset)
-    single = RidgeCV(alphas=[1.0, 10.0, 100.0]).fit(X, Y)
-    double = RidgeCV(alphas=[1.0, 10.0, 100.0]).fit(X.astype(np.float64), Y)
+    single = RidgeCV(keep_scores=True, alphas=[1.0, 10.0, 100.0]).fit(X, Y)
+    double = RidgeCV(keep_scores=True, alphas=[1.0, 10.0, 100.0]).fit(X.astype(np.float64), Y)
     np.testing.assert_array_equal(single.alpha_, double.alpha_)
     spread = double.predict(X).std(axis=0)
     assert (np.abs(single.predict(X) - double.predict(X)) < 1e-5 * spread).all()
@@ -295,8 +299,8 @@ def test_double_precision_weights_do_not_move_with_the_origin():
 def test_units_of_measurement_do_not_matter(dtype, scale_x, scale_y):
     X, Y = simulate(noise=5.0, dtype=dtype)
     alphas = np.logspace(-2, 8, 11)
-    plain = RidgeCV(alphas=alphas).fit(X, Y)
-    scaled = RidgeCV(alphas=alphas * scale_x**2).fit(X * dtype(scale_x), Y * dtype(scale_y))
+    plain = RidgeCV(keep_scores=True, alphas=alphas).fit(X, Y)
+    scaled = RidgeCV(keep_scores=True, alphas=alphas * scale_x**2).fit(X * dtype(scale_x), Y * dtype(scale_y))
     tolerance = 1e-5 if dtype == np.float32 else 1e-10
     np.testing.assert_allclose(scaled.cv_scores_, plain.cv_scores_, atol=tolerance)
     np.testing.assert_allclose(scaled.coef_ * dtype(scale_x) / dtype(scale_y), plain.coef_, rtol=0.01, atol=1e-4)
@@ -323,7 +327,10 @@ def test_duplicated_columns_share_their_weight():
 def test_constant_column_changes_nothing(standardise, p):
     X, Y = simulate(p=p)
     with_constant = np.hstack([X, np.full((60, 1), 0.1)])  # 0.1 is not a sum of few powers of two
-    plain, more = RidgeCV(standardise=standardise).fit(X, Y), RidgeCV(standardise=standardise).fit(with_constant, Y)
+    plain, more = (
+        RidgeCV(keep_scores=True, standardise=standardise).fit(X, Y),
+        RidgeCV(keep_scores=True, standardise=standardise).fit(with_constant, Y),
+    )
     np.testing.assert_allclose(more.coef_[:-1], plain.coef_, rtol=1e-9, atol=1e-12)
     np.testing.assert_array_equal(more.coef_[-1], np.zeros(5))
     np.testing.assert_allclose(more.cv_scores_, plain.cv_scores_, rtol=1e-9)
@@ -349,7 +356,7 @@ def test_fold_of_one_category_has_no_correlation(dtype):
     X = (np.eye(6)[categories] + rng.standard_normal(6) / 3).astype(dtype)
     Y = rng.standard_normal((60, 3))
     with pytest.warns(UserWarning, match="3 of 3 units have no cross-validated score"):
-        encoder = RidgeCV(cv=LeaveOneGroupOut()).fit(X, Y, groups=categories)
+        encoder = RidgeCV(keep_scores=True, cv=LeaveOneGroupOut()).fit(X, Y, groups=categories)
     assert np.isnan(encoder.cv_scores_).all()
     np.testing.assert_array_equal(encoder.alpha_, np.full(3, 1e8))
     assert np.isfinite(encoder.predict(X)).all()
@@ -363,7 +370,7 @@ def test_fold_of_categories_never_trained_on_has_no_correlation(dtype, copies):
     X = np.tile(0.3 * hadamard(16)[categories], copies).astype(dtype)
     Y = np.random.default_rng(0).standard_normal((72, 3))
     with pytest.warns(UserWarning, match="3 of 3 units have no cross-validated score"):
-        encoder = RidgeCV(cv=LeaveOneGroupOut()).fit(X, Y, groups=categories // 3)
+        encoder = RidgeCV(keep_scores=True, cv=LeaveOneGroupOut()).fit(X, Y, groups=categories // 3)
     assert np.isnan(encoder.cv_scores_).all()
     assert np.isfinite(encoder.predict(X)).all()
 
@@ -372,7 +379,7 @@ def test_fold_of_categories_never_trained_on_has_no_correlation(dtype, copies):
 @pytest.mark.parametrize("p", [8, 80])
 def test_correlation_survives_predictions_too_small_to_square(dtype, p):
     X, Y = simulate(p=p, dtype=dtype)
-    huge = RidgeCV(alphas=[1e12, 1e30, 1e60]).fit(X, Y)
+    huge = RidgeCV(keep_scores=True, alphas=[1e12, 1e30, 1e60]).fit(X, Y)
     np.testing.assert_allclose(huge.cv_scores_[1:], huge.cv_scores_[[0, 0]], atol=1e-5)
 
 
@@ -392,9 +399,9 @@ def test_units_with_nan_are_left_out_and_counted_once():
     holed = Y.copy()
     holed[3, 1] = holed[:, 4] = np.nan
     with pytest.warns(UserWarning, match="2 of 5 units hold NaN") as caught:
-        encoder = RidgeCV().fit(X, holed)
+        encoder = RidgeCV(keep_scores=True).fit(X, holed)
     assert len(caught) == 1
-    whole = RidgeCV().fit(X, Y)
+    whole = RidgeCV(keep_scores=True).fit(X, Y)
     for name in ("alpha_", "cv_score_", "cv_scores_", "coef_", "intercept_"):
         values = getattr(encoder, name)
         assert np.isnan(values[..., [1, 4]]).all()
@@ -402,7 +409,9 @@ def test_units_with_nan_are_left_out_and_counted_once():
     predicted = encoder.predict(X)
     assert np.isnan(predicted[:, [1, 4]]).all()
     np.testing.assert_allclose(predicted[:, [0, 2, 3]], whole.predict(X)[:, [0, 2, 3]])
-    assert encoder.score(X, holed) == pytest.approx(RidgeCV().fit(X, Y[:, [0, 2, 3]]).score(X, Y[:, [0, 2, 3]]))
+    assert encoder.score(X, holed) == pytest.approx(
+        RidgeCV(keep_scores=True).fit(X, Y[:, [0, 2, 3]]).score(X, Y[:, [0, 2, 3]])
+    )
 
 
 @pytest.mark.parametrize("per_unit", [True, False])
@@ -476,7 +485,7 @@ def test_parameters_out_of_range(parameters, message):
 @pytest.mark.parametrize("shape", [(60, 8), (30, 80)])
 def test_cuda_device_gives_the_same(shape):
     X, Y = simulate(*shape)
-    here, there = RidgeCV(device="cpu").fit(X, Y), RidgeCV(device="cuda").fit(X, Y)
+    here, there = RidgeCV(keep_scores=True, device="cpu").fit(X, Y), RidgeCV(keep_scores=True, device="cuda").fit(X, Y)
     np.testing.assert_allclose(there.cv_scores_, here.cv_scores_, atol=1e-9)
     np.testing.assert_allclose(there.coef_, here.coef_, atol=1e-9)
     np.testing.assert_allclose(there.predict(X), here.predict(X), atol=1e-9)

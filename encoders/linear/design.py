@@ -1,0 +1,470 @@
+"""The side of the stimuli, computed once and met by any number of units, regions, subjects and permutations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .folds import Rows as FoldRows
+from .matrix import DenseFeatures, FeatureMatrix, Rows, as_rows
+from .spectrum import EPSILON, Axes, Quadratic, principal_axes, quadratic
+
+Atoms = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One test of one training set: what is held out, and of which fold.
+
+    Attributes
+    ----------
+    atoms : tuple of int
+        The test rows.
+    fold : int
+        The outer fold that the score counts for.
+    inner : bool
+        Whether the score chooses a penalty for the fold, from rows that the fold trains on.
+    """
+
+    atoms: Atoms
+    fold: int
+    inner: bool
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Rows cut into atoms, the largest parts that every fold takes whole or not at all."""
+
+    atoms: tuple[np.ndarray, ...]  # row numbers, of each atom
+    trains: tuple[tuple[Atoms, tuple[Trial, ...]], ...]  # training sets, and what is tested on each
+
+
+def layouts(folds: Sequence[FoldRows], n: int, nested: bool) -> list[Layout]:
+    """One layout for all folds where they share atoms, as k-fold schemes do, else one for each fold."""
+    if not folds:
+        return [Layout((np.arange(n),), ())]
+    whole = _layout(folds, range(len(folds)), n, nested)
+    if len(whole.atoms) <= 2 * len(folds) + 2 or nested:
+        return [whole]
+    return [_layout(folds, [f], n, False) for f in range(len(folds))]
+
+
+def _layout(folds: Sequence[FoldRows], chosen: Iterable[int], n: int, nested: bool) -> Layout:
+    chosen = list(chosen)
+    membership = np.zeros((n, 2 * len(chosen)), dtype=bool)
+    for column, f in enumerate(chosen):
+        train, test = folds[f]
+        membership[train, 2 * column] = True
+        membership[test, 2 * column + 1] = True
+    first, atom = np.unique(membership, axis=0, return_index=True, return_inverse=True)[1:]
+    rank = np.argsort(np.argsort(first))  # atoms in the order of their first rows
+    atom = rank[np.ravel(atom)]
+    signature = membership[np.sort(first)]
+    by_train: dict[Atoms, list[Trial]] = {}
+    sides = [
+        (set(np.flatnonzero(signature[:, 2 * c])), set(np.flatnonzero(signature[:, 2 * c + 1])))
+        for c in range(len(chosen))
+    ]
+    for f, (trained, tested) in zip(chosen, sides, strict=True):
+        by_train.setdefault(_sorted(trained), []).append(Trial(_sorted(tested), f, inner=False))
+    if nested:
+        for f, (trained, tested) in zip(chosen, sides, strict=True):
+            for g, (other_trained, other_tested) in zip(chosen, sides, strict=True):
+                both, held_out = trained & other_trained, (other_tested - tested) & trained
+                if f != g and both and held_out:
+                    by_train.setdefault(_sorted(both), []).append(Trial(_sorted(held_out), f, inner=True))
+    order = np.argsort(atom, kind="stable")
+    rows = np.split(order, np.cumsum(np.bincount(atom))[:-1])
+    return Layout(tuple(rows), tuple((train, tuple(trials)) for train, trials in by_train.items()))
+
+
+def _sorted(atoms: set) -> Atoms:
+    return tuple(sorted(int(a) for a in atoms))
+
+
+# What meets the responses
+
+
+@dataclass(frozen=True)
+class Test:
+    """Test rows in coordinates of a training set."""
+
+    trial: Trial
+    n: int
+    coordinates: Tensor  # (test, axis), dtype of the features, less `mean`
+    mean: Tensor  # (axis,), float64
+    sums: Tensor  # (axis, atom), float64: centred coordinates summed over each atom
+    quadratic: Quadratic
+
+
+@dataclass(frozen=True)
+class Train:
+    """A training set, ready to meet responses: ``b`` of a unit is a product with its rows, or with X'y."""
+
+    atoms: Atoms
+    n: int
+    top: float
+    eigenvalues: Tensor  # (axis,), float64
+    axes: Tensor | None  # (axis, column), dtype of the features; b = axes X'y
+    coordinates: Tensor | None  # (axis, train), dtype of the features; b = coordinates y
+    sums: Tensor  # (axis, atom), float64: coordinates summed over each atom
+    tests: tuple[Test, ...]
+
+
+@dataclass(frozen=True)
+class Map:
+    """From features to coordinates: ``(X - offset) @ axes``."""
+
+    offset: Tensor  # (column,), float64
+    axes: Tensor  # (column, axis), dtype of the features, or float64 where their rounding would show
+
+
+@dataclass(frozen=True)
+class KernelMap:
+    """From inner products with the training rows to coordinates, by way of `centred`."""
+
+    mean: Tensor | None  # (train,), float64: of each training row's products; None without intercept
+    projection: Tensor  # (train, axis), float64
+
+    def coordinates(self, products: Tensor) -> Tensor:
+        """Coordinates (row, axis) of rows whose inner products with the training rows are (row, train)."""
+        if self.mean is not None:
+            products = products - products.mean(1, keepdim=True) - self.mean + self.mean.mean()
+        return products @ self.projection
+
+
+class SpectralDesign:
+    """Features, folds and their spectra: all of a ridge regression that does not depend on the responses.
+
+    `RidgeCV.design` makes one; fit encoders to it in place of the features, ``RidgeCV().fit(design, Y)``, for as many
+    regions, subjects with the same stimuli and permutations as there are. Spectra are computed when they are first
+    asked for, and kept.
+
+    Parameters
+    ----------
+    X : ndarray of float32 or float64, shape (stimulus, feature), or FeatureMatrix
+        A FeatureMatrix has its rows in the order of the responses.
+    folds : list of (train, test)
+        Row numbers.
+    fit_intercept : bool
+        Take the mean over the training rows from features and responses.
+    standardise : bool
+        Divide features by their standard deviation over the training rows.
+    nested : bool
+        Also leave out every pair of folds, so that a penalty can be chosen without the fold it is scored on.
+    kernel : Tensor of float64, shape (stimulus, stimulus), optional
+        Inner products of the rows, in place of X.
+    device : torch.device
+    dtype : torch.dtype, optional
+        Of products with the responses; with a kernel only.
+    """
+
+    def __init__(
+        self,
+        X: Any,
+        folds: Sequence[FoldRows],
+        *,
+        fit_intercept: bool = True,
+        standardise: bool = False,
+        nested: bool = False,
+        kernel: Tensor | None = None,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        source = X if kernel is None else kernel
+        self.n, self.n_features = int(source.shape[0]), int(source.shape[1])
+        self.n_folds = len(folds)
+        self.fit_intercept, self.standardise, self.nested = fit_intercept, standardise, nested
+        self.layouts = layouts(folds, self.n, nested)
+        self.order = np.arange(self.n)
+        self.matrix: FeatureMatrix | None = None
+        self._kernel = kernel
+        if kernel is not None:
+            self.device, self.dtype = kernel.device, dtype or kernel.dtype
+        elif isinstance(X, np.ndarray):
+            if len(self.layouts) == 1:  # rows of an atom side by side are a slice, which copies nothing
+                self.order = np.concatenate(self.layouts[0].atoms)
+                self.layouts = [_renumbered(self.layouts[0])]
+            device = torch.device("cpu") if device is None else device
+            self.matrix = DenseFeatures(X, fit_intercept, device, self.order)
+            self.device, self.dtype = device, self.matrix.dtype
+        else:
+            self.matrix, self.device, self.dtype = X, X.device, X.dtype
+        self.rows = [[as_rows(rows, self.device) for rows in layout.atoms] for layout in self.layouts]
+        self._trains: dict[tuple[int, bool], list[Train]] = {}
+        self._wholes: dict[bool, tuple[Train, Map | KernelMap]] = {}
+        self._gram: Tensor | None = None
+        self._of_all: tuple[Axes, Tensor, Tensor] | None = None
+        self._everything: tuple[float, Tensor, Tensor, int | None] | None = None
+
+    # ------------------------------------------------------------------------------------------------- shape
+
+    def rows_of(self, layout: int, atoms: Atoms) -> Rows:
+        """Rows of some atoms, in their order."""
+        numbers = [self.layouts[layout].atoms[a] for a in atoms]
+        return as_rows(np.concatenate(numbers), self.device)
+
+    @property
+    def dual(self) -> bool:
+        """Whether spectra come from inner products of rows, as there are fewer of them than features."""
+        if self._kernel is not None:
+            return True
+        fewest = min(sum(len(layout.atoms[a]) for a in train) for layout in self.layouts for train, _ in layout.trains)
+        return self.n_features > fewest
+
+    # ------------------------------------------------------------------------------------------------ spectra
+
+    def growth(self, alpha: float) -> float:
+        """How much the rounding of X'y may grow in predictions at the least penalty, from the axes of all rows."""
+        if self.dual:
+            return 0.0
+        principal = self._axes_of_all()[0]
+        if len(principal.eigenvalues) == 0:
+            return 0.0
+        # The largest feature is as large as the rounding of X'y gets.
+        largest = (principal.eigenvalues * principal.vectors.square()).sum(1).amax().sqrt()
+        return float(largest * (principal.eigenvalues.sqrt() / (principal.eigenvalues + alpha / principal.top)).amax())
+
+    def trains(self, layout: int, by_rows: bool) -> list[Train]:
+        """Training sets of one layout, with their tests.
+
+        Parameters
+        ----------
+        layout : int
+        by_rows : bool
+            Meet the rows of the responses one training set after the other, or else X'y of each atom, which all
+            training sets share. A design from a kernel has rows only.
+        """
+        by_rows = by_rows or self.dual
+        key = (layout, by_rows)
+        if key not in self._trains:
+            self._trains[key] = [
+                self._train(layout, atoms, trials, by_rows)[0] for atoms, trials in self.layouts[layout].trains
+            ]
+        return self._trains[key]
+
+    def whole(self, by_rows: bool) -> tuple[Train, Map | KernelMap]:
+        """All rows as a training set, and what brings new rows into its coordinates.
+
+        Parameters
+        ----------
+        by_rows : bool
+            See `trains`.
+        """
+        by_rows = by_rows or self.dual
+        if by_rows not in self._wholes:
+            atoms = tuple(range(len(self.layouts[0].atoms)))
+            self._wholes[by_rows] = self._train(0, atoms, (), by_rows)
+        return self._wholes[by_rows]
+
+    def everything(self) -> tuple[float, Tensor, Tensor, int | None]:
+        """All axes of the centred kernel of all rows, those of eigenvalue zero among them.
+
+        Returns
+        -------
+        top : float
+            Largest eigenvalue.
+        eigenvalues : Tensor of float64, shape (row,)
+            In units of `top`, ascending, none below zero.
+        vectors : Tensor of float64, shape (row, row)
+        constant : int or None
+            The axis along which all rows are equal, which the intercept takes; None without intercept.
+        """
+        if self._everything is None:
+            rows = slice(0, self.n)
+            kernel = (
+                _centred(self._kernel_of(rows, self.n)[0]) if self.fit_intercept else self._kernel_of(rows, self.n)[0]
+            )
+            constant = None
+            if self.fit_intercept:
+                # Far above all others, so that no other axis can mix with it.
+                kernel = kernel + 2 * float(torch.linalg.norm(kernel)) / self.n
+                constant = self.n - 1
+            eigenvalues, vectors = torch.linalg.eigh(kernel)
+            largest = float(eigenvalues[: self.n - 1 if constant is not None else self.n].amax().clamp(min=0))
+            top = largest if largest > 0 else 1.0
+            self._everything = top, eigenvalues.clamp(min=0) / top, vectors, constant
+        return self._everything
+
+    def _train(
+        self, layout: int, atoms: Atoms, trials: Sequence[Trial], by_rows: bool
+    ) -> tuple[Train, Map | KernelMap]:
+        if self.dual:
+            return self._from_kernel(layout, atoms, trials)
+        return self._from_gram(layout, atoms, trials, by_rows)
+
+    def _from_gram(self, layout: int, atoms: Atoms, trials: Sequence[Trial], by_rows: bool) -> tuple[Train, Map]:
+        matrix = self.matrix
+        assert matrix is not None
+        rows = self.rows_of(layout, atoms)
+        n = sum(len(self.layouts[layout].atoms[a]) for a in atoms)
+        principal, mean, scale = self._axes_of(layout, atoms) if trials else self._axes_of_all()
+        axes = principal.vectors / (scale[:, None] * principal.top**0.5)
+        atom_rows = self.rows[layout]
+        sizes = [len(self.layouts[layout].atoms[a]) for a in atoms]
+        sums = torch.stack([matrix.sums(atom_rows[a]) - m * mean for a, m in zip(atoms, sizes, strict=True)], 1)
+        shift = mean @ axes
+
+        def project(test: Rows) -> Tensor:
+            return matrix.project(test, axes) - shift
+
+        coordinates = project(rows).to(self.dtype).T.contiguous() if by_rows else None
+        train = Train(
+            atoms,
+            n,
+            principal.top,
+            principal.eigenvalues,
+            None if by_rows else axes.T.to(self.dtype).contiguous(),
+            coordinates,
+            axes.T @ sums,
+            tuple(self._test(layout, trial, principal.eigenvalues, project) for trial in trials),
+        )
+        return train, Map(matrix.offset + mean, axes if by_rows else axes.to(self.dtype))
+
+    def _axes_of_all(self) -> tuple[Axes, Tensor, Tensor]:
+        if self._of_all is None:
+            self._of_all = self._axes_of(0, tuple(range(len(self.layouts[0].atoms))))
+        return self._of_all
+
+    def _axes_of(self, layout: int, atoms: Atoms) -> tuple[Axes, Tensor, Tensor]:
+        """Principal axes of some rows among the features, their mean and scale."""
+        rows = self.rows_of(layout, atoms)
+        n = sum(len(self.layouts[layout].atoms[a]) for a in atoms)
+        gram, mean, scale = self._moments(layout, atoms, rows, n)
+        return principal_axes(gram, max(n, len(gram))), mean, scale
+
+    def _moments(self, layout: int, atoms: Atoms, rows: Rows, n: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Gram matrix of the centred and scaled rows, their mean and scale."""
+        matrix = self.matrix
+        assert matrix is not None
+        if self._gram is None:
+            self._gram = matrix.gram(slice(None))
+        others = [rows for a, rows in enumerate(self.layouts[layout].atoms) if a not in atoms]
+        n_others = sum(map(len, others))
+        gram = None
+        if n_others == 0:
+            gram = self._gram.clone()
+        elif n_others < n:
+            rest = matrix.gram(as_rows(np.sort(np.concatenate(others)), self.device))
+            gram = self._gram - rest
+            # Where rows that are left out are very much larger, little would be left of the digits of the others.
+            if not bool((rest.diagonal() <= 1e3 * gram.diagonal().clamp(min=0)).logical_or(rest.diagonal() == 0).all()):
+                gram = None
+        if gram is None:
+            gram = matrix.gram(rows)
+        varying = matrix.varying(rows)
+        mean = torch.zeros(len(gram), dtype=torch.float64, device=self.device)
+        if self.fit_intercept:
+            mean = matrix.sums(rows) / n
+            gram -= n * torch.outer(mean, mean)
+            gram *= torch.outer(varying, varying)
+        scale = torch.ones_like(mean)
+        if self.standardise:
+            scale = self._scale(rows, n, varying)
+            gram /= torch.outer(scale, scale)
+        return gram, mean, scale
+
+    def _scale(self, rows: Rows, n: int, varying: Tensor) -> Tensor:
+        """Standard deviation of each feature over some rows, 1 where it is constant."""
+        matrix = self.matrix
+        assert matrix is not None
+        variance = matrix.squares(rows) / n - (matrix.sums(rows) / n).square()
+        return torch.where(varying & (variance > 0), variance.clamp(min=0).sqrt(), 1.0)
+
+    def _from_kernel(self, layout: int, atoms: Atoms, trials: Sequence[Trial]) -> tuple[Train, Map | KernelMap]:
+        rows = self.rows_of(layout, atoms)
+        n = sum(len(self.layouts[layout].atoms[a]) for a in atoms)
+        kernel, scale, features = self._kernel_of(rows, n)
+        mean = kernel[rows][:, rows].mean(0)
+        if self._everything is not None and not trials:
+            principal = self._known_axes()
+        else:
+            inner = kernel[rows][:, rows]
+            principal = principal_axes(_centred(inner) if self.fit_intercept else inner, max(n, self.n_features))
+        root = principal.eigenvalues.sqrt()
+        to_axes = KernelMap(mean if self.fit_intercept else None, principal.vectors / (root * principal.top))
+
+        def project(test: Rows) -> Tensor:
+            return to_axes.coordinates(kernel[test][:, rows])
+
+        coordinates = (principal.vectors * root).T
+        position = np.cumsum([0, *(len(self.layouts[layout].atoms[a]) for a in atoms)])
+        sums = torch.stack([coordinates[:, i:j].sum(1) for i, j in pairwise(position)], 1)
+        train = Train(
+            atoms,
+            n,
+            principal.top,
+            principal.eigenvalues,
+            None,
+            coordinates.to(self.dtype).contiguous(),
+            sums,
+            tuple(self._test(layout, trial, principal.eigenvalues, project) for trial in trials),
+        )
+        if trials or features is None:
+            return train, to_axes
+        # All rows: their axes among the features, whose rows are less their mean.
+        weights = torch.zeros(self.n, len(principal.eigenvalues), dtype=torch.float64, device=self.device)
+        weights[rows] = to_axes.projection
+        axes = features.combine(weights).to(self.dtype)
+        offset = features.offset
+        if self.fit_intercept:
+            mean_row = features.sums(rows) / n
+            axes -= torch.outer(mean_row, to_axes.projection.sum(0)).to(self.dtype)
+            offset = offset + mean_row
+        return train, Map(offset, axes / scale.square()[:, None].to(self.dtype))
+
+    def _known_axes(self) -> Axes:
+        """Principal axes of all rows, from `everything`, where that has been computed."""
+        top, eigenvalues, vectors, constant = self.everything()
+        keep = eigenvalues > EPSILON * max(self.n, self.n_features)
+        if constant is not None:
+            keep[constant] = False
+        return Axes(top, eigenvalues[keep], vectors[:, keep])
+
+    def _kernel_of(self, rows: Rows, n: int) -> tuple[Tensor, Tensor, FeatureMatrix | None]:
+        """Inner products of all rows, with the scale of some where features are standardised."""
+        matrix = self.matrix
+        if matrix is None:
+            assert self._kernel is not None
+            return self._kernel, torch.ones(()), None
+        if self.standardise:
+            scale = self._scale(rows, n, matrix.varying(rows))
+            return matrix.kernel(scale), scale, matrix  # type: ignore[call-arg]
+        if self._gram is None:
+            self._gram = matrix.kernel()
+        return self._gram, torch.ones_like(matrix.offset), matrix
+
+    def _test(self, layout: int, trial: Trial, eigenvalues: Tensor, project: Any) -> Test:
+        test = project(self.rows_of(layout, trial.atoms))
+        mean = test.mean(0)
+        size = float(test.square().sum())
+        test = test - mean
+        if float(test.square().sum()) <= 1e-24 * (size + float(eigenvalues.sum())):
+            # The test rows differ in nothing that the training rows could teach: constant predictions, without
+            # rounding.
+            test.zero_()
+        n, form = len(test), quadratic(eigenvalues, test)
+        for axes, turn in form.turns:
+            mean[axes] = mean[axes] @ turn
+        position = np.cumsum([0, *(len(self.layouts[layout].atoms[a]) for a in trial.atoms)])
+        sums = torch.stack([test[i:j].sum(0) for i, j in pairwise(position)], 1)
+        return Test(trial, n, test.to(self.dtype), mean, sums, form)
+
+
+def _renumbered(layout: Layout) -> Layout:
+    """The same atoms when rows are sorted by atom."""
+    stops = np.cumsum([len(rows) for rows in layout.atoms])
+    atoms = tuple(np.arange(stop - len(rows), stop) for stop, rows in zip(stops, layout.atoms, strict=True))
+    return Layout(atoms, layout.trains)
+
+
+def _centred(kernel: Tensor) -> Tensor:
+    """Inner products of rows less their mean."""
+    mean = kernel.mean(0)
+    return kernel - mean - mean[:, None] + mean.mean()

@@ -1,0 +1,158 @@
+"""Features as the ridge engine reads them: sums and products over the rows that it names, and no others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Rows = slice | Tensor  # row numbers; a slice where they follow each other, because it copies nothing
+
+_CELLS = 2**24  # values held in float64 at once: 128 MiB
+
+
+class FeatureMatrix(Protocol):
+    """What the engine asks of features, so that delays need no delayed copy.
+
+    Columns have had `offset` taken from them, which is any number near their values: the engine centres on the
+    rows of each training set by itself, and only needs large offsets to be gone before products in float32.
+    """
+
+    @property
+    def shape(self) -> tuple[int, int]: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def offset(self) -> Tensor: ...
+    def gram(self, rows: Rows) -> Tensor: ...
+    def kernel(self) -> Tensor: ...
+    def sums(self, rows: Rows) -> Tensor: ...
+    def squares(self, rows: Rows) -> Tensor: ...
+    def varying(self, rows: Rows) -> Tensor: ...
+    def cross(self, rows: Rows, Y: Tensor) -> Tensor: ...
+    def project(self, rows: Rows, V: Tensor) -> Tensor: ...
+    def combine(self, W: Tensor) -> Tensor: ...
+
+
+def parts(n: int, width: int) -> Iterator[slice]:
+    """Slices of at most `width` that cover ``range(n)``."""
+    width = max(1, width)
+    for start in range(0, n, width):
+        yield slice(start, min(start + width, n))
+
+
+def as_rows(numbers: np.ndarray, device: torch.device) -> Rows:
+    """Row numbers as a slice where they follow each other."""
+    if len(numbers) and np.array_equal(numbers, np.arange(numbers[0], numbers[0] + len(numbers))):
+        return slice(int(numbers[0]), int(numbers[0]) + len(numbers))
+    return torch.from_numpy(np.ascontiguousarray(numbers, dtype=np.int64)).to(device)
+
+
+def outer(A: Tensor, total: Tensor) -> None:
+    """Add A' A to `total`, the blocks above the diagonal once; the lower triangle is left to `mirrored`."""
+    for part in parts(A.shape[1], 512):
+        total[part, part.start :].addmm_(A[:, part].T, A[:, part.start :])
+
+
+def mirrored(total: Tensor) -> Tensor:
+    """The symmetric matrix whose upper blocks `outer` has filled."""
+    upper = torch.triu(total)
+    return upper + torch.triu(total, 1).T
+
+
+class DenseFeatures:
+    """Features in memory, (row, column), rows in the order that the folds like best.
+
+    Parameters
+    ----------
+    X : ndarray of float32 or float64, shape (row, column)
+    centre : bool
+        Take an offset from each column, the median of some rows: near the data, whatever a few rows hold.
+    device : torch.device
+    order : ndarray of int, optional
+        Rows of X in the order in which they are kept.
+    """
+
+    def __init__(self, X: np.ndarray, centre: bool, device: torch.device, order: np.ndarray | None = None):
+        n, p = X.shape
+        dtype = torch.float32 if X.dtype == np.float32 else torch.float64
+        if centre:
+            some = np.linspace(0, n - 1, min(n, 101)).astype(int)
+            self.offset = torch.from_numpy(np.median(X[some], axis=0).astype(np.float64)).to(device)
+        else:
+            self.offset = torch.zeros(p, dtype=torch.float64, device=device)
+        self.X = torch.empty(n, p, dtype=dtype, device=device)
+        for part in parts(n, _CELLS // max(p, 1)):
+            given = X[part] if order is None else X[order[part]]
+            rows = torch.from_numpy(np.array(given, dtype=np.float64)).to(device)
+            self.X[part] = (rows - self.offset).to(dtype)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.X.shape[0], self.X.shape[1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.X.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.X.device
+
+    def _double(self, rows: Rows) -> Iterator[Tensor]:
+        """Some rows in float64, as many at a time as memory likes."""
+        chosen = self.X[rows]
+        for part in parts(len(chosen), _CELLS // max(self.shape[1], 1)):
+            yield chosen[part].double()
+
+    def gram(self, rows: Rows) -> Tensor:
+        """Sum over rows of x x', float64, shape (column, column)."""
+        p = self.shape[1]
+        total = torch.zeros(p, p, dtype=torch.float64, device=self.device)
+        for F in self._double(rows):
+            outer(F, total)
+        return mirrored(total)
+
+    def kernel(self, scale: Tensor | None = None) -> Tensor:
+        """Inner products of all rows, float64, shape (row, row); columns divided by `scale` first."""
+        n, p = self.shape
+        total = torch.zeros(n, n, dtype=torch.float64, device=self.device)
+        for part in parts(p, max(512, _CELLS // max(n, 1))):
+            F = self.X[:, part].double()
+            if scale is not None:
+                F = F / scale[part]
+            outer(F.T, total)
+        return mirrored(total)
+
+    def sums(self, rows: Rows) -> Tensor:
+        """Sum of rows, float64, shape (column,)."""
+        return self.X[rows].sum(0, dtype=torch.float64)
+
+    def squares(self, rows: Rows) -> Tensor:
+        """Sum of squares over rows, float64, shape (column,)."""
+        return torch.stack([F.square().sum(0) for F in self._double(rows)]).sum(0)
+
+    def varying(self, rows: Rows) -> Tensor:
+        """Which columns are not constant over these rows."""
+        chosen = self.X[rows]
+        return chosen.amin(0) != chosen.amax(0)
+
+    def cross(self, rows: Rows, Y: Tensor) -> Tensor:
+        """X' Y over some rows, in the dtype of X, shape (column, unit)."""
+        return self.X[rows].T @ Y
+
+    def project(self, rows: Rows, V: Tensor) -> Tensor:
+        """X V for some rows, float64, shape (row, axis)."""
+        return torch.cat([F @ V for F in self._double(rows)])
+
+    def combine(self, W: Tensor) -> Tensor:
+        """X' W over all rows, in the dtype of X, shape (column, axis)."""
+        result = torch.empty(self.shape[1], W.shape[1], dtype=self.dtype, device=self.device)
+        for part in parts(self.shape[1], max(512, _CELLS // max(self.shape[0], 1))):
+            result[part] = (self.X[:, part].double().T @ W).to(self.dtype)
+        return result

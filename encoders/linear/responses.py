@@ -1,0 +1,121 @@
+"""Responses read block by block, wherever they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .matrix import parts
+
+
+class Responses:
+    """Responses (stimulus, unit) in memory, in a memory map, in an HDF5 dataset or in a Recording.
+
+    Parameters
+    ----------
+    Y : ndarray, memory map, h5py.Dataset or Recording
+        Anything with a shape that gives columns by ``Y[:, start:stop]``, or units by ``Y.read(units=...)``.
+    """
+
+    def __init__(self, Y: Any):
+        self._recording = Y if hasattr(Y, "presentations") else None
+        self._source = Y.responses if self._recording is not None else Y
+        shape = tuple(self._source.shape)
+        if len(shape) != 2:
+            raise ValueError(f"Y has shape {shape}; expected (stimulus, unit): average over time first")
+        self.n, self.v = int(shape[0]), int(shape[1])
+
+    def read(self, part: slice) -> np.ndarray:
+        """Some columns in memory."""
+        if self._recording is not None:
+            return np.asarray(self._recording.read(units=part))
+        return np.asarray(self._source[:, part])
+
+    @property
+    def on_disk(self) -> bool:
+        """Whether reading takes time of its own."""
+        return (
+            self._recording is not None
+            or not isinstance(self._source, np.ndarray)
+            or isinstance(self._source, np.memmap)
+        )
+
+    @property
+    def stride(self) -> int:
+        """Columns that are stored together, so that half of them would be read twice."""
+        chunks = getattr(self._source, "chunks", None)
+        return int(chunks[1]) if chunks else 1
+
+    def blocks(self, width: int) -> Iterator[tuple[slice, np.ndarray]]:
+        """Columns and what they hold, the next ones read while the last are worked on where they are on disk."""
+        stride = self.stride
+        width = max(width // stride, 1) * stride if width >= stride else width
+        slices = list(parts(self.v, width))
+        if not self.on_disk:
+            for part in slices:
+                yield part, self.read(part)
+            return
+        with ThreadPoolExecutor(1) as reader:
+            coming: Future[np.ndarray] = reader.submit(self.read, slices[0])
+            for i, part in enumerate(slices):
+                values = coming.result()
+                if i + 1 < len(slices):
+                    coming = reader.submit(self.read, slices[i + 1])
+                yield part, values
+
+
+@dataclass(frozen=True)
+class Units:
+    """The units of a block that can be fitted.
+
+    Attributes
+    ----------
+    columns : ndarray of int
+        Of Y.
+    Y : Tensor of float64, shape (row, unit)
+        Less the mean over all rows, with an intercept, and divided by `size`. Predictions are linear in the
+        responses, so that what is taken out before a fold is known to no fold; it keeps responses in volt or tesla
+        inside the range of float32.
+    mean, size : Tensor of float64, shape (unit,)
+    """
+
+    columns: np.ndarray
+    Y: Tensor
+    mean: Tensor
+    size: Tensor
+
+
+def make_units(values: np.ndarray, start: int, order: np.ndarray, centre: bool, device: torch.device) -> Units:
+    """The columns of `values` (row, unit) without NaN, rows in `order`; `start` is the number of the first.
+
+    Raises
+    ------
+    ValueError
+        If a column holds infinite values.
+    """
+    # Sums are NaN or infinite where a value is; only then is it worth asking which.
+    with np.errstate(invalid="ignore", over="ignore"):
+        suspect = ~np.isfinite(values.sum(0, dtype=np.float64))
+    complete = np.ones(values.shape[1], dtype=bool)
+    for column in np.flatnonzero(suspect):
+        if np.isinf(values[:, column]).any():
+            raise ValueError(
+                f"Y contains infinity in unit {start + column}; leave the unit out, or mark by NaN what is missing"
+            )
+        complete[column] = not np.isnan(values[:, column]).any()
+    columns = np.flatnonzero(complete)
+    chosen = values if complete.all() else values[:, columns]
+    Y = torch.from_numpy(np.asarray(chosen[order], dtype=np.float64)).to(device)
+    low, high = torch.aminmax(Y, dim=0) if Y.shape[1] else (Y.new_zeros(0), Y.new_zeros(0))
+    mean = torch.where(low == high, low, Y.mean(0)) if centre else torch.zeros_like(low)
+    Y -= mean
+    size = torch.linalg.vector_norm(Y, dim=0) / len(Y) ** 0.5
+    size = torch.where(size > 0, size, 1.0)
+    Y /= size
+    return Units(start + columns, Y, mean, size)
