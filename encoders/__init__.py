@@ -10,31 +10,63 @@ if TYPE_CHECKING:
     from .features.registry import Model, ModelCard, load_model, model_cards, register_model
     from .features.store import Features
     from .features.vision import ImageInputs
-    from .linear.ridge import RidgeCV
+    from .linear.attribution import split_r, split_r2
+    from .linear.banded import BandedRidgeCV
+    from .linear.conventions import from_fraction, from_huth, from_mtrf
+    from .linear.delays import Delays
+    from .linear.design import SpectralDesign
+    from .linear.kernel import KernelRidgeCV
+    from .linear.pls import PLSRegression
+    from .linear.reduced_rank import ReducedRankRidge
+    from .linear.ridge import Ridge, RidgeCV
 
 __all__ = [
+    "BandedRidgeCV",
+    "Delays",
     "Features",
     "ImageInputs",
+    "KernelRidgeCV",
     "Model",
     "ModelCard",
+    "PLSRegression",
+    "ReducedRankRidge",
+    "Ridge",
     "RidgeCV",
+    "SpectralDesign",
     "extract",
+    "from_fraction",
+    "from_huth",
+    "from_mtrf",
     "load_model",
     "model_cards",
     "register_model",
+    "split_r",
+    "split_r2",
 ]
 
 # torch takes a second to import; a name brings it in when it is first used.
 _HOMES = {
+    "BandedRidgeCV": ".linear.banded",
+    "Delays": ".linear.delays",
     "Features": ".features.store",
     "ImageInputs": ".features.vision",
+    "KernelRidgeCV": ".linear.kernel",
     "Model": ".features.registry",
     "ModelCard": ".features.registry",
+    "PLSRegression": ".linear.pls",
+    "ReducedRankRidge": ".linear.reduced_rank",
+    "Ridge": ".linear.ridge",
     "RidgeCV": ".linear.ridge",
+    "SpectralDesign": ".linear.design",
     "extract": ".features.extract",
+    "from_fraction": ".linear.conventions",
+    "from_huth": ".linear.conventions",
+    "from_mtrf": ".linear.conventions",
     "load_model": ".features.registry",
     "model_cards": ".features.registry",
     "register_model": ".features.registry",
+    "split_r": ".linear.attribution",
+    "split_r2": ".linear.attribution",
 }
 
 

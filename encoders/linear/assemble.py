@@ -33,6 +33,11 @@ class Fit:
     weights: np.ndarray | None  # (axis, unit)
     n_doubtful: int
 
+    @property
+    def edge_fraction(self) -> float:
+        """Fraction of the units whose scores still climb at an end of the penalties."""
+        return float((self.climbing.any(0) & self.complete).sum() / max(1, self.complete.sum()))
+
 
 def here(
     design: SpectralDesign, responses: Responses, task: Task, width: int, index: np.ndarray | None

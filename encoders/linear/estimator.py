@@ -49,36 +49,29 @@ class NamedScore:
         return score
 
 
-class SpectralEncoder(RegressorMixin, MultiOutputMixin, BaseEstimator):
-    """Predictions from weights along the principal axes of the stimuli.
+class AxisEncoder(RegressorMixin, MultiOutputMixin, BaseEstimator):
+    """Predictions from weights along axes that the training rows span.
 
-    A fit leaves `axes_` (feature, axis) and `weights_` (axis, unit): their product, `coef_`, may be far larger than
-    both, and is computed when it is asked for.
+    A fit leaves `axes_` (feature or training row, axis) and `weights_` (axis, unit): their product may be far larger
+    than both, and is computed when it is asked for.
     """
 
     axes_: np.ndarray
     weights_: np.ndarray | None
-    feature_mean_: np.ndarray
+    response_mean_: np.ndarray
     _vector: bool  # whether Y was a vector
     _dtype: type
 
-    @property
-    def coef_(self) -> np.ndarray:
-        """Weights of the features, shape (feature, unit); computed at every call."""
+    def _coordinates(self, X: Any, device: torch.device, memory: int) -> torch.Tensor:
+        """New rows along the axes, in the dtype of the fit, shape (row, axis)."""
+        raise NotImplementedError
+
+    def _coefficients(self) -> np.ndarray:
+        """Product of axes and weights, without unit axis after a fit to a vector."""
         coef: np.ndarray = np.empty((len(self.axes_), self._kept_weights().shape[1]), self._dtype)
         for part in parts(coef.shape[1], 4096):
             coef[:, part] = self._coef(part)
         return coef[:, 0] if self._vector else coef
-
-    @property
-    def intercept_(self) -> np.ndarray:
-        """Intercepts, shape (unit,); zeros without `fit_intercept`."""
-        shift = self.feature_mean_ @ self.axes_.astype(np.float64)
-        weights = self._kept_weights()
-        intercept = np.atleast_1d(self.response_mean_).astype(np.float64)
-        for part in parts(weights.shape[1], 4096):
-            intercept[part] -= shift @ np.asarray(weights[:, part], np.float64)
-        return self._per_unit(intercept.astype(self._dtype))
 
     def _coef(self, part: slice) -> np.ndarray:
         return (self.axes_ @ np.asarray(self._kept_weights()[:, part])).astype(self._dtype, copy=False)
@@ -112,19 +105,6 @@ class SpectralEncoder(RegressorMixin, MultiOutputMixin, BaseEstimator):
             block = torch.from_numpy(np.array(weights[:, part])).to(device)
             predicted[:, part] = (coordinates @ block).cpu().numpy() + mean[part]
         return predicted[:, 0] if self._vector else predicted
-
-    def _coordinates(self, X: Any, device: torch.device, memory: int) -> torch.Tensor:
-        """New rows along the principal axes, in the dtype of the fit, shape (row, axis)."""
-        axes = torch.from_numpy(self.axes_).to(device)
-        dtype = torch.float32 if self._dtype == np.float32 else torch.float64
-        if hasattr(X, "project"):  # features that are not held as an array, less the offset that they were given
-            shift = torch.from_numpy(self.feature_mean_).to(device) - X.offset
-            return (X.project(slice(None), axes.double()) - shift @ axes.double()).to(dtype)
-        coordinates = torch.empty(len(X), axes.shape[1], dtype=dtype, device=device)
-        for rows in parts(len(X), memory // (32 * max(X.shape[1], 1))):
-            centred = torch.from_numpy(X[rows] - self.feature_mean_).to(device)
-            coordinates[rows] = (centred.to(axes.dtype) @ axes).to(dtype)
-        return coordinates
 
     def _checked_new(self, X: Any) -> Any:
         if hasattr(X, "project"):
@@ -175,6 +155,44 @@ class SpectralEncoder(RegressorMixin, MultiOutputMixin, BaseEstimator):
         if responses.n != n:
             raise ValueError(f"X has {n} rows and Y has {responses.n}; expected one row per stimulus in both")
         return responses
+
+
+class SpectralEncoder(AxisEncoder):
+    """Predictions from weights along the principal axes of the stimuli.
+
+    A fit leaves `axes_` (feature, axis) and `weights_` (axis, unit): their product, `coef_`, may be far larger than
+    both, and is computed when it is asked for.
+    """
+
+    feature_mean_: np.ndarray
+
+    @property
+    def coef_(self) -> np.ndarray:
+        """Weights of the features, shape (feature, unit); computed at every call."""
+        return self._coefficients()
+
+    @property
+    def intercept_(self) -> np.ndarray:
+        """Intercepts, shape (unit,); zeros without `fit_intercept`."""
+        shift = self.feature_mean_ @ self.axes_.astype(np.float64)
+        weights = self._kept_weights()
+        intercept = np.atleast_1d(self.response_mean_).astype(np.float64)
+        for part in parts(weights.shape[1], 4096):
+            intercept[part] -= shift @ np.asarray(weights[:, part], np.float64)
+        return self._per_unit(intercept.astype(self._dtype))
+
+    def _coordinates(self, X: Any, device: torch.device, memory: int) -> torch.Tensor:
+        """New rows along the principal axes, in the dtype of the fit, shape (row, axis)."""
+        axes = torch.from_numpy(self.axes_).to(device)
+        dtype = torch.float32 if self._dtype == np.float32 else torch.float64
+        if hasattr(X, "project"):  # features that are not held as an array, less the offset that they were given
+            shift = torch.from_numpy(self.feature_mean_).to(device) - X.offset
+            return (X.project(slice(None), axes.double()) - shift @ axes.double()).to(dtype)
+        coordinates = torch.empty(len(X), axes.shape[1], dtype=dtype, device=device)
+        for rows in parts(len(X), memory // (32 * max(X.shape[1], 1))):
+            centred = torch.from_numpy(X[rows] - self.feature_mean_).to(device)
+            coordinates[rows] = (centred.to(axes.dtype) @ axes).to(dtype)
+        return coordinates
 
 
 def refuse_tokens(X: Any) -> None:

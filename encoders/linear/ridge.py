@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Self
 
 import numpy as np
 
@@ -12,18 +12,103 @@ from ..device import pick_device
 from .assemble import Fit, fit_units
 from .design import Map, SpectralDesign
 from .estimator import (
+    AxisEncoder,
     NamedScore,
     SpectralEncoder,
     checked_alphas,
     checked_groups,
     checked_memory,
 )
+from .folds import Rows as FoldRows
 from .folds import fold_rows
 from .stream import Plan, Task, block_width, make_plan
 from .weights import weight_store
 
 
-class RidgeCV(NamedScore, SpectralEncoder):
+class CrossValidated(NamedScore, AxisEncoder):
+    """Encoders that find penalties by cross-validation over a `SpectralDesign`, which `design` makes."""
+
+    _shared: tuple[str, ...] = ("fit_intercept", "nested")  # parameters that a design is made with
+
+    def design(self, X, groups=None) -> SpectralDesign:
+        """The side of the stimuli."""
+        raise NotImplementedError
+
+    def fit(self, X, Y, groups=None) -> Self:
+        """Find the alpha of each unit by cross-validation, then its weights from all rows.
+
+        Parameters
+        ----------
+        X : array, shape (stimulus, feature), or SpectralDesign
+            Features, or what `design` takes in their place, or what it has made of them.
+        Y : array, shape (stimulus, unit) or (stimulus,)
+            Responses: an array, a memory map, a dataset of h5py, or a Recording whose rows are those of X. What is on
+            disk is read once, by blocks of units.
+        groups : array, shape (stimulus,), or None
+            Run, session or repeat of each row, for folds of whole groups.
+
+        Returns
+        -------
+        The estimator itself.
+
+        Raises
+        ------
+        ValueError
+            If a parameter is out of its range, X holds NaN or infinite values, Y holds infinite values or no unit
+            without NaN, or lengths do not match.
+        """
+        score, alphas = self._checked_score(), checked_alphas(self.alphas)
+        memory = checked_memory(self.max_memory)
+        if Y is None:
+            self._checked_responses(Y, 0)
+        design = self._checked_design(X, groups) if isinstance(X, SpectralDesign) else self.design(X, groups)
+        responses = self._checked_responses(Y, design.n)
+        plan = self._plan(design, alphas, responses.v)
+        task = Task(alphas, score, plan, bool(self.keep_scores), self.weights != "none")
+        width = block_width(design, plan, len(alphas), memory)
+        with weight_store(self.weights) as store:
+            fit = fit_units(design, responses, task, width, per_unit=bool(self.per_unit), store=store)
+        self._keep(design, fit, plan)
+        self.alphas_ = alphas
+        self.alpha_ = self._per_unit(np.where(fit.complete, alphas[fit.alpha], np.nan))
+        self.cv_score_ = self._per_unit(fit.score)
+        for name, wanted, values in (
+            ("nested_score_", design.nested, fit.nested),
+            ("cv_scores_", self.keep_scores, fit.surface),
+        ):
+            if wanted and values is not None:
+                setattr(self, name, self._per_unit(values))
+        self.edge_fraction_ = fit.edge_fraction
+        for remark in remarks(fit, alphas):
+            warnings.warn(remark, UserWarning, stacklevel=2)
+        return self
+
+    def _plan(self, design: SpectralDesign, alphas: np.ndarray, v: int) -> Plan:
+        return make_plan(design, alphas, v)
+
+    def _keep(self, design: SpectralDesign, fit: Fit, plan: Plan) -> None:
+        keep_fit(self, design, fit, plan)
+
+    def _folds(self, n: int, groups: Any) -> list[FoldRows]:
+        """Training and test rows of every fold, some of which hold enough rows for a score."""
+        placeholder = np.empty((n, 1))
+        folds = fold_rows(self.cv, placeholder, placeholder, checked_groups(groups, n))
+        if max(len(test) for _, test in folds) < 2:
+            raise ValueError(
+                f"cv={self.cv!r} gives test folds of one row, where score={self.__dict__['score']!r} is undefined; "
+                "use fewer folds"
+            )
+        return folds
+
+    def _checked_design(self, design: SpectralDesign, groups: Any) -> SpectralDesign:
+        """A design made for the same question as this encoder asks."""
+        if groups is not None:
+            raise ValueError("groups and a design were given; the folds of a design are made: design(X, groups)")
+        require_same(self, design, self._shared)
+        return design
+
+
+class RidgeCV(CrossValidated, SpectralEncoder):
     """Ridge regression from features to units, with the penalty of each unit found by cross-validation.
 
     For each unit, the weights b minimise ``||y - X b||^2 + alpha ||b||^2``; alpha carries no factor of the number of
@@ -124,6 +209,8 @@ class RidgeCV(NamedScore, SpectralEncoder):
     ((20, 3), (100, 3))
     """
 
+    _shared = ("fit_intercept", "standardise", "nested")
+
     def __init__(
         self,
         alphas=None,
@@ -166,14 +253,7 @@ class RidgeCV(NamedScore, SpectralEncoder):
             ``fit(design, Y)`` is ``fit(X, Y, groups)``.
         """
         X = self._checked_features(X)
-        n = X.shape[0]
-        placeholder = np.empty((n, 1))
-        folds = fold_rows(self.cv, placeholder, placeholder, checked_groups(groups, n))
-        if max(len(test) for _, test in folds) < 2:
-            raise ValueError(
-                f"cv={self.cv!r} gives test folds of one row, where score={self.__dict__['score']!r} is undefined; "
-                "use fewer folds"
-            )
+        folds = self._folds(X.shape[0], groups)
         return SpectralDesign(
             X,
             folds,
@@ -183,70 +263,28 @@ class RidgeCV(NamedScore, SpectralEncoder):
             device=pick_device(self.device),
         )
 
-    def fit(self, X, Y, groups=None) -> RidgeCV:
-        """Find the alpha of each unit by cross-validation, then its weights from all rows.
-
-        Parameters
-        ----------
-        X : array, shape (stimulus, feature), or DelayedFeatures, or SpectralDesign
-            Features, or what `design` has made of them.
-        Y : array, shape (stimulus, unit) or (stimulus,)
-            Responses: an array, a memory map, a dataset of h5py, or a Recording whose rows are those of X. What is on
-            disk is read once, by blocks of units.
-        groups : array, shape (stimulus,), or None
-            Run, session or repeat of each row, for folds of whole groups.
-
-        Returns
-        -------
-        RidgeCV
-            The estimator itself.
-
-        Raises
-        ------
-        ValueError
-            If a parameter is out of its range, X holds NaN or infinite values, Y holds infinite values or no unit
-            without NaN, or lengths do not match.
-        """
-        score, alphas = self._checked_score(), checked_alphas(self.alphas)
-        memory = checked_memory(self.max_memory)
-        if Y is None:
-            self._checked_responses(Y, 0)
-        design = self._checked_design(X, groups) if isinstance(X, SpectralDesign) else self.design(X, groups)
-        responses = self._checked_responses(Y, design.n)
-        plan = make_plan(design, alphas, responses.v)
-        task = Task(alphas, score, plan, bool(self.keep_scores), self.weights != "none")
-        width = block_width(design, plan, len(alphas), memory)
-        with weight_store(self.weights) as store:
-            fit = fit_units(design, responses, task, width, per_unit=bool(self.per_unit), store=store)
-        keep_fit(self, design, fit, plan)
-        self.alphas_ = alphas
-        self.alpha_ = self._per_unit(np.where(fit.complete, alphas[fit.alpha], np.nan))
-        self.cv_score_ = self._per_unit(fit.score)
-        for name, wanted, values in (
-            ("nested_score_", design.nested, fit.nested),
-            ("cv_scores_", self.keep_scores, fit.surface),
-        ):
-            if wanted and values is not None:
-                setattr(self, name, self._per_unit(values))
-        climbing = fit.climbing.any(0) & fit.complete
-        self.edge_fraction_ = float(climbing.sum() / max(1, fit.complete.sum()))
-        for remark in _remarks(fit, alphas, self.edge_fraction_):
-            warnings.warn(remark, UserWarning, stacklevel=2)
-        return self
-
     def _checked_design(self, design: SpectralDesign, groups: Any) -> SpectralDesign:
-        """A design made for the same question as this encoder asks."""
-        if groups is not None:
-            raise ValueError("groups and a design were given; the folds of a design are made: design(X, groups)")
-        for name in ("fit_intercept", "standardise", "nested"):
-            mine, its = bool(getattr(self, name)), getattr(design, name)
-            if mine != its:
-                raise ValueError(f"{name}={mine}, and the design was made with {name}={its}; make it with this encoder")
+        design = super()._checked_design(design, groups)
+        require_features(design)
         self.n_features_in_ = design.n_features
         return design
 
 
-def keep_fit(encoder: SpectralEncoder, design: SpectralDesign, fit: Fit, plan: Plan) -> None:
+def require_same(encoder: Any, design: SpectralDesign, names: Sequence[str]) -> None:
+    """Refuse a design made with other parameters than the encoder has."""
+    for name in names:
+        mine, its = bool(getattr(encoder, name)), getattr(design, name)
+        if mine != its:
+            raise ValueError(f"{name}={mine}, and the design was made with {name}={its}; make it with this encoder")
+
+
+def require_features(design: SpectralDesign) -> None:
+    """Refuse a design without features."""
+    if design.matrix is None:
+        raise ValueError("the design holds a kernel and no features; fit KernelRidgeCV to it")
+
+
+def keep_fit(encoder: Any, design: SpectralDesign, fit: Fit, plan: Plan) -> None:
     """What `predict` needs, as attributes."""
     if not fit.complete.any():
         raise ValueError(
@@ -261,17 +299,23 @@ def keep_fit(encoder: SpectralEncoder, design: SpectralDesign, fit: Fit, plan: P
     encoder.response_mean_ = encoder._per_unit(fit.response_mean)
 
 
-def _remarks(fit: Fit, alphas: np.ndarray, at_edge: float) -> Iterator[str]:
-    """What the user should know of the fit, one sentence for each kind of trouble."""
+def missing(fit: Fit) -> Iterator[str]:
+    """How many units are left out, if any are."""
     v, n_missing = len(fit.complete), int((~fit.complete).sum())
-    n_unscored = int(np.isnan(fit.score[fit.complete]).sum())
     if n_missing:
         yield f"{n_missing} of {v} units hold NaN in Y and are left out: weights and predictions are NaN"
+
+
+def remarks(fit: Fit, alphas: np.ndarray) -> Iterator[str]:
+    """What the user should know of the fit, one sentence for each kind of trouble."""
+    yield from missing(fit)
+    v, n_unscored = len(fit.complete), int(np.isnan(fit.score[fit.complete]).sum())
     if n_unscored:
         yield (
             f"{n_unscored} of {v} units have no cross-validated score, as their responses or predictions are "
             "constant in every fold: cv_score_ is NaN, alpha_ the largest of alphas"
         )
+    at_edge = fit.edge_fraction
     if at_edge > 0.1:
         low, high = (fit.climbing & fit.complete).sum(1)
         end = "lower" if low > high else "upper"
@@ -279,3 +323,137 @@ def _remarks(fit: Fit, alphas: np.ndarray, at_edge: float) -> Iterator[str]:
             f"{at_edge:.0%} of the chosen alphas lie at an end of the grid ({alphas[0]:g} to {alphas[-1]:g}), mostly "
             f"the {end}, where the cross-validated score still climbs; pass wider alphas"
         )
+
+
+class Ridge(SpectralEncoder):
+    """Ridge regression from features to units at penalties that are given.
+
+    For each unit, the weights b minimise ``||y - X b||^2 + alpha ||b||^2``, as in `RidgeCV`; nothing is
+    cross-validated. The stimuli are decomposed once, whatever the penalties, and the units pass by in blocks.
+
+    Parameters
+    ----------
+    alpha : float or array of float, shape (unit,)
+        Penalty above zero, of all units or of each. NaN stands for units that hold NaN, as in `RidgeCV.alpha_`.
+    fit_intercept, standardise, device, max_memory
+        See `RidgeCV`.
+    weights : "memory" or path
+        Where the weights go: memory, or a file ``.npy``, written as units pass by and read again in blocks.
+
+    Attributes
+    ----------
+    axes_, weights_, coef_, intercept_, feature_mean_, response_mean_, n_features_in_
+        See `RidgeCV`.
+
+    Notes
+    -----
+    Units of a two-dimensional Y that hold NaN are left out, with one warning that counts them: their attributes and
+    predictions are NaN. Constant units are predicted as their constant.
+
+    References
+    ----------
+    Hoerl, A. E. & Kennard, R. W. (1970). Ridge regression: biased estimation for nonorthogonal problems.
+    Technometrics 12, 55-67.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> rng = np.random.default_rng(0)
+    >>> X = rng.standard_normal((100, 20))
+    >>> Y = X @ rng.standard_normal((20, 3)) + rng.standard_normal((100, 3))
+    >>> Ridge(alpha=[1.0, 10.0, 100.0]).fit(X, Y).coef_.shape
+    (20, 3)
+    """
+
+    def __init__(
+        self, alpha=1.0, fit_intercept=True, standardise=False, weights="memory", device="auto", max_memory=None
+    ):
+        self.alpha = alpha
+        self.fit_intercept = fit_intercept
+        self.standardise = standardise
+        self.weights = weights
+        self.device = device
+        self.max_memory = max_memory
+
+    def fit(self, X, Y) -> Ridge:
+        """Weights of each unit from all rows.
+
+        Parameters
+        ----------
+        X : array, shape (stimulus, feature), or DelayedFeatures, or SpectralDesign
+            Features, or what `RidgeCV.design` has made of them, whose folds are not used.
+        Y : array, shape (stimulus, unit) or (stimulus,)
+            Responses, as for `RidgeCV.fit`.
+
+        Returns
+        -------
+        Ridge
+            The estimator itself.
+
+        Raises
+        ------
+        ValueError
+            If a parameter is out of its range, X holds NaN or infinite values, Y holds infinite values or no unit
+            without NaN, or lengths do not match.
+        """
+        memory = checked_memory(self.max_memory)
+        if isinstance(self.weights, str) and self.weights == "none":
+            raise ValueError("weights='none': nothing would be left of this fit; expected 'memory' or a path")
+        if Y is None:
+            self._checked_responses(Y, 0)
+        design = self._design(X)
+        responses = self._checked_responses(Y, design.n)
+        alpha = self._checked_alpha(responses.v)
+        alphas = np.unique(alpha[~np.isnan(alpha)])
+        index = np.minimum(np.searchsorted(alphas, alpha), len(alphas) - 1)
+        plan = Plan("prediction", by_rows=True)
+        task = Task(alphas, "r", plan, surface=False, weights=True)
+        width = block_width(design, plan, 1, memory)
+        with weight_store(self.weights) as store:
+            fit = fit_units(design, responses, task, width, per_unit=True, index=index, store=store)
+            unknown = np.flatnonzero(fit.complete & np.isnan(alpha))
+            if unknown.size:
+                raise ValueError(
+                    f"alpha is NaN for {unknown.size} units that hold no NaN, unit {unknown[0]} first; "
+                    "expected a finite number above zero for each of them"
+                )
+        keep_fit(self, design, fit, plan)
+        for remark in missing(fit):
+            warnings.warn(remark, UserWarning, stacklevel=2)
+        return self
+
+    def _design(self, X: Any) -> SpectralDesign:
+        if isinstance(X, SpectralDesign):
+            require_features(X)
+            require_same(self, X, ("fit_intercept", "standardise"))
+            self.n_features_in_ = X.n_features
+            return X
+        return _WithoutFolds(
+            self._checked_features(X),
+            [],
+            fit_intercept=bool(self.fit_intercept),
+            standardise=bool(self.standardise),
+            device=pick_device(self.device),
+        )
+
+    def _checked_alpha(self, v: int) -> np.ndarray:
+        """The penalty of each unit."""
+        try:
+            alpha = np.asarray(self.alpha, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"alpha={self.alpha!r}: expected a number above zero, or one for each unit") from error
+        if alpha.shape not in [(), (v,)]:
+            raise ValueError(f"alpha has shape {alpha.shape}; expected one number, or shape ({v},), one for each unit")
+        known = alpha[~np.isnan(alpha)]
+        wrong = known[~(np.isfinite(known) & (known > 0))]
+        if wrong.size or not known.size:
+            raise ValueError(f"alpha holds {wrong[0] if wrong.size else np.nan:g}; expected finite numbers above zero")
+        return np.broadcast_to(alpha, (v,))
+
+
+class _WithoutFolds(SpectralDesign):
+    """A design that is only ever fitted to all rows."""
+
+    @property
+    def dual(self) -> bool:
+        return self.n_features > self.n

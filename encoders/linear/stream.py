@@ -14,7 +14,7 @@ from ..device import doubles_are_fast
 from .design import Atoms, SpectralDesign, Train
 from .held_out import FARTHEST, applies, held_out_scores
 from .moments import choose
-from .responses import Units, make_units
+from .responses import make_units
 from .sweep import Block, Buffers, Scorer, cross_products, loadings, make_block
 
 _WIDEST = 1024  # units in a block: enough for products of matrices to reach their rate
@@ -126,6 +126,16 @@ class BlockFit:
     n_doubtful: int
 
 
+class Prepared:
+    """Units of a block as a design wants them; what its first layout makes of them is kept while it is of use."""
+
+    def __init__(self, values: np.ndarray, part: slice, design: SpectralDesign):
+        self.part, self.n_columns = part, values.shape[1]
+        self.units = make_units(values, part.start, design.order, design.fit_intercept, design.device)
+        self.block: Block | None = None
+        self.products: Tensor | None = None
+
+
 class BlockFitter:
     """Fits blocks of units to a design; holds what blocks have in common, and memory to work in."""
 
@@ -134,6 +144,14 @@ class BlockFitter:
         self.tolerance = tolerance(design.dtype)
         self._buffers = Buffers(design.device)
         self._known_scorers: dict[str, list[list[tuple[Train, list[Scorer]]]]] = {}
+
+    def prepare(self, values: np.ndarray, part: slice) -> Prepared:
+        """Units in memory of their own, to be fitted to several designs with the same folds."""
+        prepared = Prepared(values, part, self.design)
+        if len(self.design.layouts) == 1:
+            buffers = Buffers(self.design.device)
+            prepared.block = make_block(prepared.units.Y, self.design.rows[0], self.design.dtype, buffers)
+        return prepared
 
     def fit(self, values: np.ndarray, part: slice, index: np.ndarray | None = None) -> BlockFit:
         """Score, choose and refit.
@@ -146,8 +164,12 @@ class BlockFitter:
         index : ndarray of int, shape (unit,), optional
             Penalties that are chosen already: only weights are computed.
         """
-        task, design, v = self.task, self.design, values.shape[1]
-        units = make_units(values, part.start, design.order, design.fit_intercept, design.device)
+        return self.fit_prepared(Prepared(values, part, self.design), index)
+
+    def fit_prepared(self, prepared: Prepared, index: np.ndarray | None = None) -> BlockFit:
+        """As `fit`."""
+        task, design, v = self.task, self.design, prepared.n_columns
+        units, part = prepared.units, prepared.part
         inside = units.columns - part.start
         complete = np.zeros(v, dtype=bool)
         complete[inside] = True
@@ -158,7 +180,7 @@ class BlockFitter:
         climbing = np.zeros((2, v), dtype=bool)
         n_doubtful = 0
         if len(inside) and index is None:
-            table, nested[inside], n_doubtful = self._scored(units)
+            table, nested[inside], n_doubtful = self._scored(prepared)
             best = choose(table, self.tolerance)
             chosen[inside], score[inside] = best, table[best, np.arange(len(inside))]
             climbing[:, inside] = still_climbing(table)
@@ -168,30 +190,29 @@ class BlockFitter:
         if task.weights:
             weights = np.full((self._rank, v), np.nan, np.float32 if design.dtype == torch.float32 else np.float64)
             if len(inside):
-                weights[:, inside] = self._weights(units, chosen[inside])
+                weights[:, inside] = self._weights(prepared, chosen[inside])
         return BlockFit(part, complete, chosen, score, nested, mean, climbing, surface, weights, n_doubtful)
 
-    def _scored(self, units: Units) -> tuple[np.ndarray, np.ndarray, int]:
+    def _scored(self, prepared: Prepared) -> tuple[np.ndarray, np.ndarray, int]:
         """Mean score (alpha, unit), nested score (unit,), and how many units partial fractions failed."""
-        design, task = self.design, self.task
+        design, task, units = self.design, self.task, prepared.units
         if task.plan.method == "held-out":
             folds = held_out_scores(design, units.Y, task.alphas, task.score)
             return mean_over_folds(folds), np.full(len(units.columns), np.nan), 0
-        scores = self._scores(units, task.plan.method)
+        scores = self._scores(prepared, task.plan.method)
         n_doubtful = 0
         if task.plan.method == "fractions" and not scores.agree(choose(scores.table, self.tolerance), design.dtype):
-            scores = self._scores(units, "prediction")
+            scores = self._scores(prepared, "prediction")
             n_doubtful = len(units.columns)
         return scores.table, scores.nested(self.tolerance), n_doubtful
 
-    def _scores(self, units: Units, method: str) -> _Scores:
-        design, by_rows, buffers = self.design, self.task.plan.by_rows, self._buffers
+    def _scores(self, prepared: Prepared, method: str) -> _Scores:
+        design, buffers = self.design, self._buffers
         outer: list[Tensor | None] = [None] * design.n_folds
         inner: list[list[Tensor]] = [[] for _ in range(design.n_folds)]
         samples: list[_Sample] = []
         for k, sets in enumerate(self._scorers(method)):
-            block = make_block(units.Y, design.rows[k], design.dtype, buffers)
-            products = None if by_rows else cross_products(design, k, block, buffers)
+            block, products = self._met(prepared, k)
             for train, scorers in sets:
                 mean = block.mean(train.atoms) * design.fit_intercept
                 b = loadings(train, block, mean, summed(products, train.atoms, buffers), buffers)
@@ -205,6 +226,20 @@ class BlockFitter:
                     if method == "fractions":
                         samples.append(_Sample(scorer, b, block, mean))
         return _Scores([one for one in outer if one is not None], inner, samples)
+
+    def _met(self, prepared: Prepared, k: int) -> tuple[Block, Tensor | None]:
+        """Units in the atoms of a layout, and X'y of each where that is what training sets share."""
+        design, buffers = self.design, self._buffers
+        only = len(design.layouts) == 1
+        block = prepared.block if only else None
+        if block is None:
+            block = make_block(prepared.units.Y, design.rows[k], design.dtype, buffers)
+        products = prepared.products if only else None
+        if products is None and not (self.task.plan.by_rows or design.dual):
+            products = cross_products(design, k, block, buffers)
+        if only:
+            prepared.block, prepared.products = block, products
+        return block, products
 
     def _scorers(self, method: str) -> list[list[tuple[Train, list[Scorer]]]]:
         """For each layout and training set, what scores its tests."""
@@ -223,12 +258,11 @@ class BlockFitter:
     def _rank(self) -> int:
         return len(self.design.whole(self.task.plan.by_rows)[0].eigenvalues)
 
-    def _weights(self, units: Units, index: np.ndarray) -> np.ndarray:
+    def _weights(self, prepared: Prepared, index: np.ndarray) -> np.ndarray:
         """Weights (axis, unit) of all rows, each unit at its own penalty."""
-        design, buffers = self.design, self._buffers
+        design, buffers, units = self.design, self._buffers, prepared.units
         train = design.whole(self.task.plan.by_rows)[0]
-        block = make_block(units.Y, design.rows[0], design.dtype, buffers)
-        products = None if train.axes is None else cross_products(design, 0, block, buffers)
+        block, products = self._met(prepared, 0)
         mean = block.mean(train.atoms) * design.fit_intercept
         b = loadings(train, block, mean, summed(products, train.atoms, buffers), buffers)
         relative = torch.from_numpy(self.task.alphas[index] / train.top).to(design.device)

@@ -1,0 +1,535 @@
+"""Banded ridge regression: feature spaces that are each shrunk by a penalty of their own."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
+
+from ..device import pick_device
+from .assemble import Fit
+from .design import KernelMap, Map, SpectralDesign
+from .estimator import NamedScore, SpectralEncoder, checked_alphas, checked_groups, checked_memory
+from .folds import Rows as FoldRows
+from .folds import fold_rows
+from .matrix import DenseFeatures, Rows, parts
+from .moments import choose
+from .responses import Responses
+from .ridge import remarks
+from .stream import (
+    BlockFit,
+    BlockFitter,
+    Prepared,
+    Task,
+    block_width,
+    make_plan,
+    mean_over_units,
+    still_climbing,
+    tolerance,
+)
+
+_SPREAD = 30.0  # how closely refined weights stay to those they refine: concentration of their Dirichlet law
+
+
+class BandedRidgeCV(NamedScore, SpectralEncoder):
+    """Ridge regression in which every feature space of every unit has its own penalty.
+
+    With features X_s in space s, the weights b_s of a unit minimise
+    ``||y - sum_s X_s b_s||^2 + sum_s alpha_s ||b_s||^2``, where ``alpha_s = alpha / gamma_s`` and the shares gamma
+    sum to 1. Shares are drawn at random, every alpha is tried with each, and a unit keeps what predicts it best in
+    cross-validation. Features should have comparable scales within a space; what scale a space has as a whole does
+    not matter to what can be found, only to where the search looks.
+
+    Parameters
+    ----------
+    spaces : sequence of int, or of slices or arrays of column numbers
+        Number of columns of each space, in the order of the columns; or the columns themselves, each in one space.
+    alphas : array of float, shape (alpha,), or None
+        Penalties to try with each set of shares. None takes 21 values from 1e-2 to 1e8, two per decade.
+    n_iter : int, or array of float, shape (iteration, space)
+        How many sets of shares to try, or the shares themselves: at least 0, each row with a sum above 0, which is
+        brought to 1. A share of 0 leaves a space out.
+    refine : float
+        Part of `n_iter` that is drawn near the best shares so far, and tried on the units that these are the best
+        for. 0 draws all at random.
+    cv, score, per_unit, fit_intercept, device, max_memory
+        See `RidgeCV`. Without `per_unit`, shares and alpha are the same for all units.
+    seed : int
+        Of the shares.
+
+    Attributes
+    ----------
+    gammas_ : ndarray, shape (iteration, space)
+        The shares tried.
+    gamma_ : ndarray, shape (space, unit)
+        The shares of each unit.
+    alpha_ : ndarray, shape (unit,)
+    band_alpha_ : ndarray, shape (space, unit)
+        The penalty of each space, ``alpha_ / gamma_``; infinite for a space that is left out.
+    cv_score_ : ndarray, shape (unit,)
+        Cross-validated score at the best shares and alpha. As a maximum over both it is optimistic.
+    coef_, intercept_, feature_mean_, response_mean_, n_features_in_
+        See `RidgeCV`.
+
+    Notes
+    -----
+    The first shares are equal, the others are drawn from Dirichlet distributions of concentration 1 and 0.1 in turns,
+    as Dupré la Tour et al. do; half of the draws of the latter put nearly all on one space. Responses are read once
+    for every set of shares.
+
+    References
+    ----------
+    Nunez-Elizalde, A. O., Huth, A. G. & Gallant, J. L. (2019). Voxelwise encoding models with non-spherical
+    multivariate normal priors. NeuroImage 197, 482-492.
+
+    Dupré la Tour, T., Eickenberg, M., Nunez-Elizalde, A. O. & Gallant, J. L. (2022). Feature-space selection with
+    banded ridge regression. NeuroImage 264, 119728.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> rng = np.random.default_rng(0)
+    >>> X = rng.standard_normal((100, 30))
+    >>> Y = X[:, :10] @ rng.standard_normal((10, 3)) + rng.standard_normal((100, 3))
+    >>> encoder = BandedRidgeCV(spaces=[10, 20], n_iter=20).fit(X, Y)
+    >>> bool((encoder.gamma_[0] > encoder.gamma_[1]).all())
+    True
+    """
+
+    def __init__(
+        self,
+        spaces=None,
+        alphas=None,
+        n_iter=50,
+        refine=0.5,
+        cv=5,
+        score="r",
+        per_unit=True,
+        fit_intercept=True,
+        device="auto",
+        max_memory=None,
+        seed=0,
+    ):
+        self.spaces = spaces
+        self.alphas = alphas
+        self.n_iter = n_iter
+        self.refine = refine
+        self.cv = cv
+        self.score = score
+        self.per_unit = per_unit
+        self.fit_intercept = fit_intercept
+        self.device = device
+        self.max_memory = max_memory
+        self.seed = seed
+
+    def fit(self, X, Y, groups=None) -> BandedRidgeCV:
+        """Find the shares and the alpha of each unit by cross-validation, then its weights from all rows.
+
+        Parameters
+        ----------
+        X : array, shape (stimulus, feature)
+            All spaces side by side.
+        Y : array, shape (stimulus, unit) or (stimulus,)
+            Responses; see `RidgeCV.fit`.
+        groups : array, shape (stimulus,), or None
+            Run, session or repeat of each row, for folds of whole groups.
+
+        Returns
+        -------
+        BandedRidgeCV
+            The estimator itself.
+
+        Raises
+        ------
+        ValueError
+            As `RidgeCV.fit`; if the spaces do not cover the columns of X, each once; or if shares are negative.
+        """
+        score, alphas, memory = self._checked_score(), checked_alphas(self.alphas), checked_memory(self.max_memory)
+        if Y is None:
+            self._checked_responses(Y, 0)
+        X = self._checked_features(X)
+        spaces = checked_spaces(self.spaces, X.shape[1])
+        folds = fold_rows(self.cv, X, X, checked_groups(groups, len(X)))
+        if max(len(test) for _, test in folds) < 2:
+            raise ValueError(
+                f"cv={self.cv!r} gives test folds of one row, where score={score!r} is undefined; use fewer folds"
+            )
+        responses = self._checked_responses(Y, len(X))
+        rng = np.random.default_rng(self.seed)
+        drawn, n_refined = self._checked_shares(len(spaces), rng)
+        bands = Bands(X, spaces, folds, bool(self.fit_intercept), pick_device(self.device))
+        search = Search(bands, responses, alphas, score, bool(self.per_unit), memory)
+        with _bar(len(drawn) + n_refined) as bar:
+            for shares in drawn:
+                search.attempt(shares, None)
+                bar.update()
+            for _ in range(n_refined):
+                search.refine(rng)
+                bar.update()
+        fit, chosen = search.found()
+        if not fit.complete.any():
+            raise ValueError(f"every unit of Y (shape {(responses.n, responses.v)}) holds NaN; leave out such rows")
+        shares = np.stack(search.shares)
+        self.spaces_, self.alphas_, self.gammas_ = spaces, alphas, shares
+        gamma = np.where(fit.complete, shares[chosen].T, np.nan)
+        alpha = np.where(fit.complete, alphas[fit.alpha], np.nan)
+        self.gamma_, self.alpha_ = self._per_unit(gamma), self._per_unit(alpha)
+        with np.errstate(divide="ignore"):
+            self.band_alpha_ = self._per_unit(alpha / gamma)
+        self.cv_score_ = self._per_unit(fit.score)
+        self.edge_fraction_ = fit.edge_fraction
+        self._dual, self.weights_ = bands.dual, search.weights(fit, chosen)
+        self._dtype = np.float32 if X.dtype == np.float32 else np.float64
+        self._X_fit: np.ndarray = X if bands.dual else X[:0]  # weights of rows need the rows
+        self.feature_mean_ = bands.mean
+        self.response_mean_ = self._per_unit(fit.response_mean)
+        for remark in remarks(fit, alphas):
+            warnings.warn(remark, UserWarning, stacklevel=2)
+        return self
+
+    def predict_by_band(self, X) -> np.ndarray:
+        """What each space contributes to the predictions.
+
+        Parameters
+        ----------
+        X : array, shape (stimulus, feature)
+
+        Returns
+        -------
+        ndarray, shape (space, stimulus, unit), or (space, stimulus) after a fit to a vector
+            Their sum over spaces, with `response_mean_`, is `predict`.
+        """
+        check_is_fitted(self)
+        X = self._checked_new(X)
+        n_units = np.atleast_1d(self.response_mean_).shape[0]
+        by_band: np.ndarray = np.empty((len(self.spaces_), len(X), n_units), self._dtype)
+        device, memory = pick_device(self.device), checked_memory(self.max_memory)
+        centred = torch.from_numpy((X - self.feature_mean_).astype(self._dtype)).to(device)
+        per_unit = 4 * np.dtype(self._dtype).itemsize * (X.shape[1] + len(X))
+        for part in parts(n_units, memory // per_unit):
+            coef = torch.from_numpy(self._coef(part)).to(device)
+            for band, columns in enumerate(self.spaces_):
+                by_band[band, :, part] = (centred[:, columns] @ coef[columns]).cpu().numpy()
+        return self._per_unit(by_band)
+
+    def predict(self, X) -> np.ndarray:
+        """Predicted responses.
+
+        Parameters
+        ----------
+        X : array, shape (stimulus, feature)
+
+        Returns
+        -------
+        ndarray, shape (stimulus, unit), or (stimulus,) after a fit to a vector
+            NaN for units left out of the fit.
+        """
+        check_is_fitted(self)
+        X = self._checked_new(X)
+        mean = np.atleast_1d(self.response_mean_)
+        predicted: np.ndarray = np.empty((len(X), len(mean)), self._dtype)
+        device, memory = pick_device(self.device), checked_memory(self.max_memory)
+        centred = torch.from_numpy((X - self.feature_mean_).astype(self._dtype)).to(device)
+        per_unit = 4 * np.dtype(self._dtype).itemsize * (X.shape[1] + len(X))
+        for part in parts(len(mean), memory // per_unit):
+            coef = torch.from_numpy(self._coef(part)).to(device)
+            predicted[:, part] = (centred @ coef).cpu().numpy() + mean[part]
+        return self._per_unit(predicted)
+
+    @property
+    def coef_(self) -> np.ndarray:
+        """Weights of the features, shape (feature, unit); computed at every call where features outnumber rows."""
+        check_is_fitted(self)
+        return self._per_unit(self._coef(slice(None)))
+
+    @property
+    def intercept_(self) -> np.ndarray:
+        """Intercepts, shape (unit,); zeros without `fit_intercept`."""
+        check_is_fitted(self)
+        mean = np.atleast_1d(self.response_mean_).astype(np.float64)
+        for part in parts(len(mean), 4096):
+            mean[part] -= self.feature_mean_ @ self._coef(part).astype(np.float64)
+        return self._per_unit(mean.astype(self._dtype))
+
+    def _coef(self, part: slice) -> np.ndarray:
+        weights = np.asarray(self._kept_weights()[:, part])
+        if not self._dual:
+            return weights
+        gamma = np.atleast_2d(self.gamma_.T).T[:, part]
+        coef: np.ndarray = np.empty((self.n_features_in_, weights.shape[1]), self._dtype)
+        centred = self._X_fit - self.feature_mean_.astype(self._dtype)
+        for band, columns in enumerate(self.spaces_):
+            coef[columns] = gamma[band].astype(self._dtype) * (centred[:, columns].T @ weights)
+        return coef
+
+    def _checked_shares(self, n_spaces: int, rng: np.random.Generator) -> tuple[np.ndarray, int]:
+        """Shares that are tried on all units, and how many more are refined."""
+        if not isinstance(self.n_iter, int | np.integer):
+            shares = np.asarray(self.n_iter, dtype=np.float64)
+            if shares.ndim != 2 or shares.shape[1] != n_spaces or not len(shares):
+                raise ValueError(
+                    f"n_iter has shape {shares.shape}; expected (iteration, {n_spaces}), one share per space"
+                )
+            if not np.isfinite(shares).all() or (shares < 0).any() or (shares.sum(1) == 0).any():
+                raise ValueError("n_iter holds shares that are negative, not finite, or all 0; expected sums above 0")
+            return shares / shares.sum(1, keepdims=True), 0
+        if self.n_iter < 1 or isinstance(self.n_iter, bool):
+            raise ValueError(f"n_iter={self.n_iter!r}: expected at least one set of shares to try")
+        if not 0 <= self.refine < 1:
+            raise ValueError(f"refine={self.refine!r}: expected a part of n_iter, from 0 to below 1")
+        n_refined = int(self.refine * self.n_iter) if n_spaces > 1 else 0
+        return random_shares(int(self.n_iter) - n_refined, n_spaces, rng), n_refined
+
+
+def checked_spaces(spaces: Any, p: int) -> list[np.ndarray]:
+    """Column numbers of each space."""
+    if spaces is None:
+        raise ValueError(f"spaces=None: expected the number of columns of each space, with a sum of {p}")
+    found: list[np.ndarray] = []
+    start = 0
+    for space in spaces:
+        if isinstance(space, int | np.integer):
+            columns = np.arange(start, start + int(space))
+            start += int(space)
+        else:
+            columns = np.atleast_1d(np.arange(p)[space])
+        found.append(columns)
+    times = np.bincount(np.concatenate([*found, []]).astype(int), minlength=p)
+    if len(times) != p or (times != 1).any() or any(len(columns) == 0 for columns in found):
+        raise ValueError(
+            f"spaces cover {int((times[:p] > 0).sum())} of the {p} columns of X, {int((times > 1).sum())} of them more "
+            f"than once, with sizes {[len(columns) for columns in found]}; expected each column in one space"
+        )
+    return found
+
+
+def random_shares(n: int, n_spaces: int, rng: np.random.Generator) -> np.ndarray:
+    """Equal shares first, then draws of Dirichlet distributions of concentration 1 and 0.1, (iteration, space)."""
+    shares = np.full((n, n_spaces), 1 / n_spaces)
+    for i in range(1, n):
+        shares[i] = rng.dirichlet(np.full(n_spaces, 1.0 if i % 2 else 0.1))
+    return shares
+
+
+class Bands:
+    """Feature spaces, and what of them serves all shares."""
+
+    def __init__(
+        self, X: np.ndarray, spaces: Sequence[np.ndarray], folds: Sequence[FoldRows], centre: bool, device: torch.device
+    ):
+        self.spaces, self.folds, self.centre, self.device = spaces, folds, centre, device
+        self.dual = X.shape[1] > min(len(train) for train, _ in folds)
+        self.mean = X.mean(0, dtype=np.float64) if centre else np.zeros(X.shape[1])
+        self.dtype = torch.float32 if X.dtype == np.float32 else torch.float64
+        if self.dual:
+            self._kernels = [DenseFeatures(X[:, columns], centre, device).kernel() for columns in spaces]
+        else:
+            self._features = DenseFeatures(X, centre, device)
+            self._grams: dict[bytes, Tensor] = {}
+
+    def design(self, shares: np.ndarray) -> SpectralDesign:
+        """The spaces weighted by the roots of their shares."""
+        if self.dual:
+            kernel = torch.zeros_like(self._kernels[0])
+            for share, one in zip(shares.tolist(), self._kernels, strict=True):
+                kernel.add_(one, alpha=share)
+            return SpectralDesign(None, self.folds, fit_intercept=self.centre, kernel=kernel, dtype=self.dtype)
+        weights = torch.from_numpy(self.roots(shares)).to(self.device)
+        matrix = WeightedFeatures(self._features, weights, self._grams)
+        return SpectralDesign(matrix, self.folds, fit_intercept=self.centre)
+
+    def roots(self, shares: np.ndarray) -> np.ndarray:
+        """Root of the share of each column."""
+        roots = np.empty(len(self.mean))
+        for share, columns in zip(shares, self.spaces, strict=True):
+            roots[columns] = share**0.5
+        return roots
+
+    def weights(self, shares: np.ndarray, to_axes: Map | KernelMap, along: np.ndarray) -> np.ndarray:
+        """Weights of rows (dual) or of columns of X, from weights along the axes of a design."""
+        if isinstance(to_axes, KernelMap):
+            return (to_axes.projection.to(self.dtype).cpu().numpy()) @ along
+        return self.roots(shares).astype(along.dtype)[:, None] * (to_axes.axes.to(self.dtype).cpu().numpy() @ along)
+
+
+class WeightedFeatures:
+    """Features with weighted columns; Gram matrices of the unweighted ones are computed once. See `FeatureMatrix`."""
+
+    def __init__(self, features: DenseFeatures, weights: Tensor, grams: dict[bytes, Tensor]):
+        self._features, self._weights, self._grams = features, weights, grams
+        self.offset = features.offset * weights
+        self.shape, self.dtype, self.device = features.shape, features.dtype, features.device
+
+    def gram(self, rows: Rows) -> Tensor:
+        key = repr(rows).encode() if isinstance(rows, slice) else rows.cpu().numpy().tobytes()
+        if key not in self._grams:
+            self._grams[key] = self._features.gram(rows)
+        return self._grams[key] * torch.outer(self._weights, self._weights)
+
+    def kernel(self, scale: Tensor | None = None) -> Tensor:
+        return self._features.kernel(1 / self._weights)
+
+    def sums(self, rows: Rows) -> Tensor:
+        return self._features.sums(rows) * self._weights
+
+    def squares(self, rows: Rows) -> Tensor:
+        return self._features.squares(rows) * self._weights.square()
+
+    def varying(self, rows: Rows) -> Tensor:
+        return self._features.varying(rows) & (self._weights > 0)
+
+    def cross(self, rows: Rows, Y: Tensor) -> Tensor:
+        return self._features.cross(rows, Y) * self._weights[:, None].to(Y.dtype)
+
+    def project(self, rows: Rows, V: Tensor) -> Tensor:
+        return self._features.project(rows, self._weights[:, None] * V)
+
+    def combine(self, W: Tensor) -> Tensor:
+        return self._features.combine(W) * self._weights[:, None].to(self.dtype)
+
+
+Known = tuple[np.ndarray, Prepared]  # column numbers, and the responses in them
+
+
+class Search:
+    """The best shares and penalty of each unit so far."""
+
+    def __init__(self, bands: Bands, responses: Responses, alphas: np.ndarray, score: str, per_unit: bool, memory: int):
+        self.bands, self.responses, self.alphas, self.score_name = bands, responses, alphas, score
+        self.per_unit, self.memory = per_unit, memory
+        v = responses.v
+        self.shares: list[np.ndarray] = []
+        self._means: list[np.ndarray] = []  # (alpha,), of each set of shares: mean score over units
+        self._complete, self._climbing = np.zeros(v, bool), np.zeros((2, v), bool)
+        self._shares, self._alpha = np.zeros(v, int), np.full(v, len(alphas) - 1)
+        self._score, self._response_mean = np.full(v, -np.inf), np.full(v, np.nan)
+        self._kept: list[Known] | None = None
+        self._surface = np.full((len(alphas), v), np.nan)  # of the best shares for all units, without `per_unit`
+
+    def attempt(self, shares: np.ndarray, units: np.ndarray | None) -> None:
+        """Try shares on all units, or on those of a mask."""
+        number = len(self.shares)
+        self.shares.append(shares)
+        v = self.responses.v if units is None else int(units.sum())
+        surface = np.full((len(self.alphas), self.responses.v), np.nan) if not self.per_unit else None
+        for columns, block in self._blocks(shares, units, v):
+            found = np.where(np.isnan(block.score), -np.inf, block.score)
+            better = found > self._score[columns] + tolerance(self.bands.dtype)
+            at = columns[better]
+            self._score[at], self._shares[at], self._alpha[at] = found[better], number, block.index[better]
+            self._climbing[:, at] = block.climbing[:, better]
+            self._complete[columns], self._response_mean[columns] = block.complete, block.response_mean
+            if surface is not None:
+                surface[:, columns] = block.surface
+        if surface is not None:
+            mean = mean_over_units(surface)[:, 0]
+            if not self._means or np.nanmax(mean, initial=-np.inf) > max(
+                np.nanmax(one, initial=-np.inf) for one in self._means
+            ):
+                self._surface = surface
+            self._means.append(mean)
+
+    def refine(self, rng: np.random.Generator) -> None:
+        """Try shares near those that are the best for many units, on the units that they are the best for."""
+        if not self.per_unit:
+            best = int(np.argmax([np.nanmax(one, initial=-np.inf) for one in self._means]))
+            self.attempt(_near(self.shares[best], rng), None)
+            return
+        scored = self._complete & (self._score > 0)
+        if not scored.any():
+            self.attempt(rng.dirichlet(np.ones(len(self.shares[0]))), None)
+            return
+        counts = np.bincount(self._shares[scored], minlength=len(self.shares))
+        number = int(rng.choice(len(counts), p=counts / counts.sum()))
+        self.attempt(_near(self.shares[number], rng), self._shares == number)
+
+    def found(self) -> tuple[Fit, np.ndarray]:
+        """The fit of every unit, without weights, and which shares it has."""
+        v = self.responses.v
+        if not self.per_unit:
+            best = int(np.argmax([np.nanmax(one, initial=-np.inf) for one in self._means]))
+            self._shares[:] = best
+            mean = self._means[best][:, None]
+            alpha = int(choose(mean, tolerance(self.bands.dtype))[0])
+            self._alpha[:], self._score = alpha, self._surface[alpha]
+            self._climbing = np.repeat(still_climbing(mean), v, axis=1)
+        score = np.where(np.isfinite(self._score), self._score, np.nan)
+        fit = Fit(
+            self._complete,
+            self._alpha,
+            score,
+            np.full(v, np.nan),
+            self._response_mean,
+            self._climbing,
+            None,
+            None,
+            0,
+        )
+        return fit, self._shares
+
+    def weights(self, fit: Fit, chosen: np.ndarray) -> np.ndarray:
+        """Weights of rows (dual) or columns of X, each unit at its own shares and penalty."""
+        bands, v = self.bands, self.responses.v
+        size = self.responses.n if bands.dual else len(bands.mean)
+        weights = np.full((size, v), np.nan, np.float32 if bands.dtype == torch.float32 else np.float64)
+        for number in np.unique(chosen[fit.complete]):
+            units = fit.complete & (chosen == number)
+            for columns, block, to_axes in self._refits(self.shares[number], units, fit.alpha):
+                assert block.weights is not None
+                weights[:, columns] = bands.weights(self.shares[number], to_axes, block.weights)
+        return weights
+
+    def _fitter(self, shares: np.ndarray, v: int, weights: bool) -> tuple[BlockFitter, int]:
+        design = self.bands.design(shares)
+        plan = make_plan(design, self.alphas, v)
+        task = Task(self.alphas, self.score_name, plan, not self.per_unit and not weights, weights)
+        return BlockFitter(design, task), block_width(design, plan, len(self.alphas), self.memory)
+
+    def _prepared(self, fitter: BlockFitter, units: np.ndarray | None, width: int) -> Iterator[Known]:
+        """Blocks of all units, kept if memory allows, or of those of a mask."""
+        if units is None and self._kept is not None:
+            yield from self._kept
+            return
+        fits = 16 * self.responses.n * self.responses.v < self.memory and not self.responses.on_disk
+        kept: list[Known] | None = [] if units is None and fits else None
+        for part, values in self.responses.blocks(width):
+            columns = np.arange(part.start, part.stop)
+            if units is not None:
+                columns, values = columns[units[part]], values[:, units[part]]
+            if len(columns):
+                prepared = fitter.prepare(values, slice(0, len(columns)))
+                if kept is not None:
+                    kept.append((columns, prepared))
+                yield columns, prepared
+        if kept is not None:
+            self._kept = kept
+
+    def _blocks(self, shares: np.ndarray, units: np.ndarray | None, v: int) -> Iterator[tuple[np.ndarray, BlockFit]]:
+        fitter, width = self._fitter(shares, v, weights=False)
+        for columns, prepared in self._prepared(fitter, units, width):
+            yield columns, fitter.fit_prepared(prepared)
+            prepared.products = None  # of other shares
+
+    def _refits(
+        self, shares: np.ndarray, units: np.ndarray, index: np.ndarray
+    ) -> Iterator[tuple[np.ndarray, BlockFit, Map | KernelMap]]:
+        fitter, width = self._fitter(shares, int(units.sum()), weights=True)
+        to_axes = fitter.design.whole(fitter.task.plan.by_rows)[1]
+        for columns, prepared in self._prepared(fitter, units, width):
+            yield columns, fitter.fit_prepared(prepared, index[columns]), to_axes
+
+
+def _near(shares: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Shares near others; one that was 0 may come back."""
+    return rng.dirichlet(_SPREAD * shares + 0.3)
+
+
+def _bar(n: int):
+    from tqdm import tqdm
+
+    return tqdm(total=n, desc="shares", unit="set", disable=None, leave=False, delay=2)
