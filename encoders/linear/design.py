@@ -201,6 +201,7 @@ class SpectralDesign:
         self._wholes: dict[bool, tuple[Train, Map | KernelMap]] = {}
         self._gram: Tensor | None = None
         self._of_all: tuple[Axes, Tensor, Tensor] | None = None
+        self._spread: tuple[float, float, Tensor] | None = None
         self._everything: tuple[float, Tensor, Tensor, int | None] | None = None
 
     # ------------------------------------------------------------------------------------------------- shape
@@ -224,12 +225,14 @@ class SpectralDesign:
         """How much the rounding of X'y may grow in predictions at the least penalty, from the axes of all rows."""
         if self.dual:
             return 0.0
-        principal = self._axes_of_all()[0]
-        if len(principal.eigenvalues) == 0:
-            return 0.0
-        # The largest feature is as large as the rounding of X'y gets.
-        largest = (principal.eigenvalues * principal.vectors.square()).sum(1).amax().sqrt()
-        return float(largest * (principal.eigenvalues.sqrt() / (principal.eigenvalues + alpha / principal.top)).amax())
+        if self._spread is None:
+            principal = self._axes_of_all()[0]
+            # The largest feature is as large as the rounding of X'y gets.
+            sizes = (principal.eigenvalues * principal.vectors.square()).sum(1).sqrt()
+            self._spread = float(sizes.amax()), principal.top, principal.eigenvalues
+        largest, top, eigenvalues = self._spread
+        growth = eigenvalues.sqrt() / (eigenvalues + alpha / top)
+        return largest * float(growth.amax()) if len(growth) else 0.0
 
     def trains(self, layout: int, by_rows: bool) -> list[Train]:
         """Training sets of one layout, with their tests.
@@ -261,6 +264,7 @@ class SpectralDesign:
         if by_rows not in self._wholes:
             atoms = tuple(range(len(self.layouts[0].atoms)))
             self._wholes[by_rows] = self._train(0, atoms, (), by_rows)
+            self._of_all = None  # as large as what has been made of it
         return self._wholes[by_rows]
 
     def everything(self) -> tuple[float, Tensor, Tensor, int | None]:
