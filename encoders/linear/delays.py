@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..device import pick_device
+from .matrix import add_outer, mirrored, parts
 
 Rows = slice | Tensor  # row numbers
 
@@ -166,7 +167,7 @@ class Delays:
             mean = torch.zeros_like(mean)
         dtype = torch.float32 if str(X.dtype).endswith("float32") else torch.float64
         features = torch.empty(n + 1, p, dtype=dtype, device=where)
-        for part in _parts(n, _CELLS // p):
+        for part in parts(n, _CELLS // p):
             features[part] = (_double(X[part]).to(where) - mean).to(dtype)
         features[n] = 0  # what lies outside a run
         return DelayedFeatures(self, features, starts.to(where), stops.to(where), mean, _checked_order(order, n))
@@ -252,20 +253,20 @@ class DelayedFeatures:
         ends = self._ends(self._times[self._on_device(rows)])
         if not ends:
             for _, F in self._blocks(rows, torch.float64):
-                _add_outer(F, total)
-            return _mirrored(total)
+                add_outer(F, total)
+            return mirrored(total)
         # One step along a diagonal of blocks moves each stretch one step back in time: samples enter before its
         # start and leave at its end.
         for _, F in self._blocks(rows, torch.float64):
             total[:p].addmm_(F[:, :p].T, F)
         for sign, (times, inside) in ends.items():
-            for part in _parts(len(times), self._height):
+            for part in parts(len(times), self._height):
                 F = self._block(self._source(times[part], inside[part]), torch.float64)
                 for i in range(p, C, p):
                     total[i : i + p, i:].addmm_(F[:, i - p : i].T, F[:, i - p : C - p], alpha=sign)
         for i in range(p, C, p):
             total[i : i + p, i:] += total[i - p : i, i - p : C - p]
-        return _mirrored(total)
+        return mirrored(total)
 
     def kernel(self, scale: Tensor | None = None) -> Tensor:
         """Inner products of all rows, float64, shape (sample, sample); columns divided by `scale` first.
@@ -305,7 +306,7 @@ class DelayedFeatures:
         for used in self._uses(rows) > 0:
             samples = used.nonzero()[:, 0]
             low = high = self._features[samples[0]]
-            for part in _parts(len(samples), _CELLS // self._features.shape[1]):
+            for part in parts(len(samples), _CELLS // self._features.shape[1]):
                 F = self._features[samples[part]]
                 low, high = torch.minimum(low, F.amin(0)), torch.maximum(high, F.amax(0))
             result.append(low != high)
@@ -353,21 +354,21 @@ class DelayedFeatures:
     def _blocks(self, rows: Rows, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
         """Delayed features of some rows, as many at a time as memory likes, and where they stand among the rows."""
         times = self._times[self._on_device(rows)]
-        for part in _parts(len(times), self._height):
+        for part in parts(len(times), self._height):
             yield part, self._block(self._source(times[part], times[part]), dtype)
 
     def _uses(self, rows: Rows) -> Tensor:
         """How often each delay reads each row of `_features` for these rows, float64, (delay, sample + 1)."""
         uses = torch.zeros(len(self.delays), len(self._features), dtype=torch.float64, device=self.device)
         times = self._times[self._on_device(rows)]
-        for part in _parts(len(times), _CELLS // len(self.delays)):
+        for part in parts(len(times), _CELLS // len(self.delays)):
             source = self._source(times[part], times[part]).T
             uses.scatter_add_(1, source, torch.ones_like(source, dtype=torch.float64))
         return uses
 
     def _weighted_sum(self, uses: Tensor, power: int) -> Tensor:
         total = torch.zeros(len(uses), self._features.shape[1], dtype=torch.float64, device=self.device)
-        for part in _parts(len(self._features), _CELLS // self._features.shape[1]):
+        for part in parts(len(self._features), _CELLS // self._features.shape[1]):
             total.addmm_(uses[:, part], self._features[part].double() ** power)
         return total.reshape(-1)
 
@@ -375,10 +376,10 @@ class DelayedFeatures:
         """Kernel of the features without delays, in the order of time."""
         n = self.shape[0]
         total = torch.zeros(n, n, dtype=torch.float64, device=self.device)
-        for part in _parts(self._features.shape[1], max(_ROWS, _CELLS // n)):
+        for part in parts(self._features.shape[1], max(_ROWS, _CELLS // n)):
             F = self._features[:n, part].double()
-            _add_outer((F if scale is None else F / scale[part]).T, total)
-        return _mirrored(total)
+            add_outer((F if scale is None else F / scale[part]).T, total)
+        return mirrored(total)
 
     def _ends(self, times: Tensor) -> dict[int, tuple[Tensor, Tensor]]:
         """What enters (1) and what leaves (-1) where stretches of samples move one step back in time.
@@ -405,28 +406,6 @@ class DelayedFeatures:
         }
 
 
-def _parts(n: int, width: int) -> Iterator[slice]:
-    """Slices of at most `width` that cover ``range(n)``."""
-    width = max(1, width)
-    for start in range(0, n, width):
-        yield slice(start, min(start + width, n))
-
-
-def _add_outer(A: Tensor, total: Tensor) -> None:
-    """Add A' A to the upper triangle of `total`."""
-    for part in _parts(A.shape[1], 512):
-        total[part, part.start :].addmm_(A[:, part].T, A[:, part.start :])
-
-
-def _mirrored(total: Tensor) -> Tensor:
-    """`total` with its upper triangle in place of its lower."""
-    for part in _parts(len(total), 512):
-        corner = total[part, part].triu()
-        total[part, part] = corner + corner.triu(1).T
-        total[part.stop :, part] = total[part, part.stop :].T
-    return total
-
-
 def _double(X: np.ndarray | Tensor) -> Tensor:
     return X.double() if isinstance(X, Tensor) else torch.from_numpy(np.array(X, dtype=np.float64, order="C"))
 
@@ -436,7 +415,7 @@ def _means(X: np.ndarray | Tensor) -> Tensor:
     n, p = X.shape
     low = high = _double(X[:1])[0]
     total = torch.zeros_like(low)
-    for part in _parts(n, _CELLS // p):
+    for part in parts(n, _CELLS // p):
         F = _double(X[part])
         total += F.sum(0)
         low, high = torch.minimum(low, F.amin(0)), torch.maximum(high, F.amax(0))

@@ -53,16 +53,19 @@ def as_rows(numbers: np.ndarray, device: torch.device) -> Rows:
     return torch.from_numpy(np.ascontiguousarray(numbers, dtype=np.int64)).to(device)
 
 
-def outer(A: Tensor, total: Tensor) -> None:
-    """Add A' A to `total`, the blocks above the diagonal once; the lower triangle is left to `mirrored`."""
+def add_outer(A: Tensor, total: Tensor) -> None:
+    """Add A' A to the upper triangle of `total`, in blocks."""
     for part in parts(A.shape[1], 512):
         total[part, part.start :].addmm_(A[:, part].T, A[:, part.start :])
 
 
 def mirrored(total: Tensor) -> Tensor:
-    """The symmetric matrix whose upper blocks `outer` has filled."""
-    upper = torch.triu(total)
-    return upper + torch.triu(total, 1).T
+    """`total`, its upper triangle written into its lower."""
+    for part in parts(len(total), 512):
+        corner = total[part, part].triu()
+        total[part, part] = corner + corner.triu(1).T
+        total[part.stop :, part] = total[part, part.stop :].T
+    return total
 
 
 class DenseFeatures:
@@ -115,7 +118,7 @@ class DenseFeatures:
         p = self.shape[1]
         total = torch.zeros(p, p, dtype=torch.float64, device=self.device)
         for F in self._double(rows):
-            outer(F, total)
+            add_outer(F, total)
         return mirrored(total)
 
     def kernel(self, scale: Tensor | None = None) -> Tensor:
@@ -126,7 +129,7 @@ class DenseFeatures:
             F = self.X[:, part].double()
             if scale is not None:
                 F = F / scale[part]
-            outer(F.T, total)
+            add_outer(F.T, total)
         return mirrored(total)
 
     def sums(self, rows: Rows) -> Tensor:

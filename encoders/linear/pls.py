@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..device import pick_device
 from .folds import Rows
-from .scores import (
+from .low_rank import (
     EPS,
     Axes,
     LowRankRegressor,

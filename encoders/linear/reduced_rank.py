@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..device import pick_device
 from .folds import Rows
-from .scores import (
+from .low_rank import (
     LowRankRegressor,
     Responses,
     RunningMean,

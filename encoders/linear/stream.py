@@ -44,12 +44,10 @@ def make_plan(design: SpectralDesign, alphas: np.ndarray, v: int) -> Plan:
     long = 2.0 if design.dtype == torch.float32 and doubles_are_fast(design.device) else 1.0  # a flop in float64
     if not doubles_are_fast(design.device):
         long = 32.0
-    sets = [(layout, train, tests) for layout in design.layouts for train, tests in layout.trains]
-    sizes = [[len(rows) for rows in layout.atoms] for layout in design.layouts]
+    sets = [([len(rows) for rows in layout.atoms], *one) for layout in design.layouts for one in layout.trains]
     by_rows = fractions = prediction = prepare = held_out = 0.0
     few = min(len(alphas), 12 if design.dtype == torch.float32 else 18)
-    for layout, train, tests in sets:
-        size = sizes[design.layouts.index(layout)]
+    for size, train, tests in sets:
         n_train = sum(size[a] for a in train)
         rank = min(n_train, p)
         prepare += long * EIGH * rank**3

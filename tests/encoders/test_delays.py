@@ -148,7 +148,7 @@ def test_blocks_of_the_gram_are_shared_along_the_diagonals(monkeypatch):
     """One product for each delay, not one for each pair, where there are long runs."""
     X, runs = simulate([300, 400])
     products = []
-    monkeypatch.setattr(module, "_add_outer", lambda A, total: products.append(A.shape))
+    monkeypatch.setattr(module, "add_outer", lambda A, total: products.append(A.shape))
     features = Delays(range(10)).apply(X, runs, device="cpu")
     dense = features.dense()
     np.testing.assert_allclose(features.gram(slice(None)), dense.T @ dense, atol=1e-9)

@@ -13,9 +13,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from neuralign.encoders.linear import pls, scores
+from neuralign.encoders.linear import low_rank, pls
+from neuralign.encoders.linear.low_rank import choose_first, nested_scores
 from neuralign.encoders.linear.pls import PLSRegression, dominant_eigenvector
-from neuralign.encoders.linear.scores import choose_first, nested_scores
 
 
 @pytest.mark.filterwarnings("ignore:n_components=.* is more than")
@@ -119,7 +119,7 @@ def test_result_does_not_depend_on_blocks(monkeypatch):
         X, Y = simulate(*shape)
         whole = PLSRegression([2, 5]).fit(X, Y)
         with monkeypatch.context() as context:
-            context.setattr(scores, "BLOCK", 700)
+            context.setattr(low_rank, "BLOCK", 700)
             blocks = PLSRegression([2, 5]).fit(X, Y)
             np.testing.assert_allclose(blocks.predict(X), whole.predict(X), rtol=1e-9)
         np.testing.assert_allclose(blocks.cv_scores_, whole.cv_scores_, atol=1e-10)

@@ -14,7 +14,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from neuralign.encoders.linear import scores
+from neuralign.encoders.linear import low_rank
 from neuralign.encoders.linear.reduced_rank import ReducedRankRidge
 
 # Grids are kept short here; the warning has a test of its own.
@@ -164,7 +164,7 @@ def test_result_does_not_depend_on_blocks(monkeypatch):
         X, Y = simulate(*shape)
         whole = ReducedRankRidge([1.0, 10.0], [1, 3]).fit(X, Y)
         with monkeypatch.context() as context:
-            context.setattr(scores, "BLOCK", 700)
+            context.setattr(low_rank, "BLOCK", 700)
             blocks = ReducedRankRidge([1.0, 10.0], [1, 3]).fit(X, Y)
             np.testing.assert_allclose(blocks.predict(X), whole.predict(X), rtol=1e-9)
         np.testing.assert_allclose(blocks.cv_scores_, whole.cv_scores_, atol=1e-10)
