@@ -152,6 +152,7 @@ class BandedRidgeCV(NamedScore, SpectralEncoder):
         score, alphas, memory = self._checked_score(), checked_alphas(self.alphas), checked_memory(self.max_memory)
         if Y is None:
             self._checked_responses(Y, 0)
+        refuse_operators(X)
         X = self._checked_features(X)
         spaces = checked_spaces(self.spaces, X.shape[1])
         folds = fold_rows(self.cv, X, X, checked_groups(groups, len(X)))
@@ -185,7 +186,8 @@ class BandedRidgeCV(NamedScore, SpectralEncoder):
         self.edge_fraction_ = fit.edge_fraction
         self._dual, self.weights_ = bands.dual, search.weights(fit, chosen)
         self._dtype = np.float32 if X.dtype == np.float32 else np.float64
-        self._X_fit: np.ndarray = X if bands.dual else X[:0]  # weights of rows need the rows
+        # Weights of rows need the rows, as they were: the caller's array may change.
+        self._X_fit: np.ndarray = np.array(X if bands.dual else X[:0])
         self.feature_mean_ = bands.mean
         self.response_mean_ = self._per_unit(fit.response_mean)
         for remark in remarks(fit, alphas):
@@ -256,21 +258,29 @@ class BandedRidgeCV(NamedScore, SpectralEncoder):
             mean[part] -= self.feature_mean_ @ self._coef(part).astype(np.float64)
         return self._per_unit(mean.astype(self._dtype))
 
+    def _checked_new(self, X: Any) -> np.ndarray:
+        refuse_operators(X)
+        return super()._checked_new(X)
+
     def _coef(self, part: slice) -> np.ndarray:
         weights = np.asarray(self._kept_weights()[:, part])
         if not self._dual:
             return weights
         gamma = np.atleast_2d(self.gamma_.T).T[:, part]
         coef: np.ndarray = np.empty((self.n_features_in_, weights.shape[1]), self._dtype)
-        centred = self._X_fit - self.feature_mean_.astype(self._dtype)
         for band, columns in enumerate(self.spaces_):
-            coef[columns] = gamma[band].astype(self._dtype) * (centred[:, columns].T @ weights)
+            for some in parts(len(columns), 1024):
+                chosen = columns[some]
+                coef[chosen] = gamma[band] * ((self._X_fit[:, chosen] - self.feature_mean_[chosen]).T @ weights)
         return coef
 
     def _checked_shares(self, n_spaces: int, rng: np.random.Generator) -> tuple[np.ndarray, int]:
         """Shares that are tried on all units, and how many more are refined."""
         if not isinstance(self.n_iter, int | np.integer):
-            shares = np.asarray(self.n_iter, dtype=np.float64)
+            try:
+                shares = np.asarray(self.n_iter, dtype=np.float64)
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"n_iter={self.n_iter!r}: expected a number of sets of shares, or the sets") from error
             if shares.ndim != 2 or shares.shape[1] != n_spaces or not len(shares):
                 raise ValueError(
                     f"n_iter has shape {shares.shape}; expected (iteration, {n_spaces}), one share per space"
@@ -280,10 +290,18 @@ class BandedRidgeCV(NamedScore, SpectralEncoder):
             return shares / shares.sum(1, keepdims=True), 0
         if self.n_iter < 1 or isinstance(self.n_iter, bool):
             raise ValueError(f"n_iter={self.n_iter!r}: expected at least one set of shares to try")
-        if not 0 <= self.refine < 1:
+        if not (isinstance(self.refine, int | float | np.number) and 0 <= self.refine < 1):
             raise ValueError(f"refine={self.refine!r}: expected a part of n_iter, from 0 to below 1")
-        n_refined = int(self.refine * self.n_iter) if n_spaces > 1 else 0
+        if n_spaces == 1:  # there is one way to share with nobody
+            return np.ones((1, 1)), 0
+        n_refined = int(self.refine * self.n_iter)
         return random_shares(int(self.n_iter) - n_refined, n_spaces, rng), n_refined
+
+
+def refuse_operators(X: Any) -> None:
+    """Features whose columns cannot be told apart by number."""
+    if hasattr(X, "project") or isinstance(X, SpectralDesign):
+        raise ValueError(f"X is a {type(X).__name__}; expected an array (stimulus, feature), all spaces side by side")
 
 
 def checked_spaces(spaces: Any, p: int) -> list[np.ndarray]:
@@ -292,17 +310,24 @@ def checked_spaces(spaces: Any, p: int) -> list[np.ndarray]:
         raise ValueError(f"spaces=None: expected the number of columns of each space, with a sum of {p}")
     found: list[np.ndarray] = []
     start = 0
-    for space in spaces:
-        if isinstance(space, int | np.integer):
-            columns = np.arange(start, start + int(space))
-            start += int(space)
-        else:
-            columns = np.atleast_1d(np.arange(p)[space])
-        found.append(columns)
-    times = np.bincount(np.concatenate([*found, []]).astype(int), minlength=p)
-    if len(times) != p or (times != 1).any() or any(len(columns) == 0 for columns in found):
+    try:
+        for space in spaces:
+            if isinstance(space, int | np.integer):
+                columns = np.arange(start, start + int(space))
+                start += int(space)
+            else:
+                columns = np.atleast_1d(np.arange(p)[space])
+            found.append(columns)
+    except (IndexError, TypeError) as error:
         raise ValueError(
-            f"spaces cover {int((times[:p] > 0).sum())} of the {p} columns of X, {int((times > 1).sum())} of them more "
+            f"spaces={spaces!r:.200} cannot be read ({error}); expected the number of columns of each space, or slices "
+            f"or arrays of column numbers below {p}"
+        ) from error
+    listed = np.concatenate([*found, []]).astype(int)
+    times = np.bincount(listed[(listed >= 0) & (listed < p)], minlength=p)
+    if len(listed) != p or (times != 1).any() or any(len(columns) == 0 for columns in found):
+        raise ValueError(
+            f"spaces cover {int((times > 0).sum())} of the {p} columns of X, {int((times > 1).sum())} of them more "
             f"than once, with sizes {[len(columns) for columns in found]}; expected each column in one space"
         )
     return found
@@ -353,7 +378,7 @@ class Bands:
     def weights(self, shares: np.ndarray, to_axes: Map | KernelMap, along: np.ndarray) -> np.ndarray:
         """Weights of rows (dual) or of columns of X, from weights along the axes of a design."""
         if isinstance(to_axes, KernelMap):
-            return (to_axes.projection.to(self.dtype).cpu().numpy()) @ along
+            return to_axes.projection.cpu().numpy() @ along.astype(np.float64)
         return self.roots(shares).astype(along.dtype)[:, None] * (to_axes.axes.to(self.dtype).cpu().numpy() @ along)
 
 
@@ -475,8 +500,9 @@ class Search:
     def weights(self, fit: Fit, chosen: np.ndarray) -> np.ndarray:
         """Weights of rows (dual) or columns of X, each unit at its own shares and penalty."""
         bands, v = self.bands, self.responses.v
-        size = self.responses.n if bands.dual else len(bands.mean)
-        weights = np.full((size, v), np.nan, np.float32 if bands.dtype == torch.float32 else np.float64)
+        # Weights of rows nearly cancel along the large axes of the features: float32 would lose what is left.
+        size, dtype = (self.responses.n, torch.float64) if bands.dual else (len(bands.mean), bands.dtype)
+        weights = np.full((size, v), np.nan, np.float32 if dtype == torch.float32 else np.float64)
         for number in np.unique(chosen[fit.complete]):
             units = fit.complete & (chosen == number)
             for columns, block, to_axes in self._refits(self.shares[number], units, fit.alpha):
@@ -502,7 +528,7 @@ class Search:
             if units is not None:
                 columns, values = columns[units[part]], values[:, units[part]]
             if len(columns):
-                prepared = fitter.prepare(values, slice(0, len(columns)))
+                prepared = fitter.prepare(values, slice(int(columns[0]), int(columns[0]) + len(columns)))
                 if kept is not None:
                     kept.append((columns, prepared))
                 yield columns, prepared

@@ -216,8 +216,8 @@ class SpectralDesign:
         """Whether spectra come from inner products of rows, as there are fewer of them than features."""
         if self._kernel is not None:
             return True
-        fewest = min(sum(len(layout.atoms[a]) for a in train) for layout in self.layouts for train, _ in layout.trains)
-        return self.n_features > fewest
+        sizes = [sum(len(layout.atoms[a]) for a in train) for layout in self.layouts for train, _ in layout.trains]
+        return self.n_features > min(sizes, default=self.n)
 
     # ------------------------------------------------------------------------------------------------ spectra
 
@@ -387,7 +387,7 @@ class SpectralDesign:
         kernel, scale, features = self._kernel_of(rows, n)
         mean = kernel[rows][:, rows].mean(0)
         if self._everything is not None and not trials:
-            principal = self._known_axes()
+            principal = self._known_axes(rows)
         else:
             inner = kernel[rows][:, rows]
             principal = principal_axes(_centred(inner) if self.fit_intercept else inner, max(n, self.n_features))
@@ -423,13 +423,13 @@ class SpectralDesign:
             offset = offset + mean_row
         return train, Map(offset, axes / scale.square()[:, None].to(self.dtype))
 
-    def _known_axes(self) -> Axes:
-        """Principal axes of all rows, from `everything`, where that has been computed."""
+    def _known_axes(self, rows: Rows) -> Axes:
+        """Principal axes of all rows, in the order of `rows`, from `everything`."""
         top, eigenvalues, vectors, constant = self.everything()
         keep = eigenvalues > EPSILON * max(self.n, self.n_features)
         if constant is not None:
             keep[constant] = False
-        return Axes(top, eigenvalues[keep], vectors[:, keep])
+        return Axes(top, eigenvalues[keep], vectors[rows][:, keep])
 
     def _kernel_of(self, rows: Rows, n: int) -> tuple[Tensor, Tensor, FeatureMatrix | None]:
         """Inner products of all rows, with the scale of some where features are standardised."""

@@ -15,7 +15,8 @@ from torch import Tensor
 from .design import SpectralDesign
 from .moments import SCORES, Moments
 
-FARTHEST = 1e6  # in units of the largest eigenvalue: beyond it a prediction is lost among the digits of its residual
+# In units of the largest eigenvalue: beyond it a prediction is lost among the digits of its residual.
+FARTHEST = {torch.float32: 1e6, torch.float64: 1e3}
 
 
 def applies(design: SpectralDesign) -> bool:

@@ -14,10 +14,10 @@ from torch import Tensor
 from ...datasets.errors import unknown
 from ..device import pick_device
 from .assemble import Fit
-from .design import KernelMap, SpectralDesign
+from .design import KernelMap, SpectralDesign, layouts
 from .estimator import checked_memory
 from .folds import Rows as FoldRows
-from .matrix import mirrored, outer, parts
+from .matrix import add_outer, as_rows, mirrored, parts
 from .ridge import CrossValidated, keep_fit
 from .spectrum import EPSILON
 from .stream import Plan, make_plan
@@ -65,7 +65,7 @@ class Kernel:
             F = self._columns(A, part, device)
             squares_A += F.square().sum(1, keepdim=True)
             if B is None:
-                outer(F.T, kernel)
+                add_outer(F.T, kernel)
                 continue
             G = self._columns(B, part, device)
             squares_B += G.square().sum(1)
@@ -80,7 +80,7 @@ class Kernel:
                     f"coef0={self.coef0:g}, degree={self.degree}; use a smaller gamma, or standardise X"
                 )
         if self.name == "rbf":
-            kernel.mul_(-2).add_(squares_A).add_(squares_B).clamp_(min=0)
+            kernel = (squares_A + squares_B).sub_(kernel, alpha=2).clamp_(min=0)
             if B is None:
                 kernel.fill_diagonal_(0)
             kernel.mul_(-self.gamma).exp_()
@@ -99,7 +99,7 @@ class KernelDesign(SpectralDesign):
     Parameters
     ----------
     products : Tensor of float64, shape (stimulus, stimulus)
-        The kernel of the rows.
+        The kernel of the rows; kept in the order that the folds like best.
     folds : list of (train, test)
         Row numbers.
     kernel : Kernel
@@ -124,16 +124,28 @@ class KernelDesign(SpectralDesign):
         nested: bool,
         dtype: torch.dtype,
     ):
-        super().__init__(None, folds, fit_intercept=fit_intercept, nested=nested, kernel=products, dtype=dtype)
-        self.products, self.kernel, self.X, self.n_columns = products, kernel, X, n_columns
+        cut = layouts(folds, len(products), nested)
+        # Rows of an atom side by side are a slice, which copies nothing.
+        order = np.concatenate(cut[0].atoms) if len(cut) == 1 else np.arange(len(products))
+        position, rows = np.argsort(order), as_rows(order, products.device)
+        super().__init__(
+            None,
+            [(position[train], position[test]) for train, test in folds],
+            fit_intercept=fit_intercept,
+            nested=nested,
+            kernel=products[rows][:, rows],
+            dtype=dtype,
+        )
+        self.order, self.kernel, self.X, self.n_columns = order, kernel, X, n_columns
 
     def has_negative_eigenvalues(self) -> bool:
         """Whether the kernel of all rows has eigenvalues below zero by more than rounding."""
         top, eigenvalues, _, constant = self.everything()
         positive = float(eigenvalues.sum() - (0.0 if constant is None else eigenvalues[constant]))
-        trace = self.products.diagonal().sum()
+        assert self._kernel is not None
+        trace = self._kernel.diagonal().sum()
         if self.fit_intercept:
-            trace = trace - self.products.mean(0).sum()
+            trace = trace - self._kernel.mean(0).sum()
         return positive - float(trace) / top > 8 * EPSILON * self.n
 
 
@@ -205,7 +217,7 @@ class KernelRidgeCV(CrossValidated):
     >>> import numpy as np
     >>> rng = np.random.default_rng(0)
     >>> X = rng.standard_normal((100, 4))
-    >>> Y = np.sin(X @ rng.standard_normal((4, 3))) + 0.1 * rng.standard_normal((100, 3))
+    >>> Y = np.sin(X @ rng.standard_normal((4, 3))) + 0.5 * rng.standard_normal((100, 3))
     >>> encoder = KernelRidgeCV(kernel="rbf").fit(X, Y)
     >>> encoder.dual_coef_.shape, encoder.predict(X).shape
     ((100, 3), (100, 3))
@@ -340,8 +352,9 @@ class KernelRidgeCV(CrossValidated):
         to_axes = design.whole(by_rows=True)[1]
         assert isinstance(design, KernelDesign) and isinstance(to_axes, KernelMap)
         self.X_fit_, self._kernel = design.X, design.kernel
-        self.axes_ = to_axes.projection.cpu().numpy()
-        self._mean = None if to_axes.mean is None else to_axes.mean.cpu().numpy()
+        given = np.argsort(design.order[np.concatenate(design.layouts[0].atoms)])  # back to the order of X
+        self.axes_ = to_axes.projection.cpu().numpy()[given]
+        self._mean = None if to_axes.mean is None else to_axes.mean.cpu().numpy()[given]
 
     def _coordinates(self, X: np.ndarray, device: torch.device, memory: int) -> Tensor:
         """New rows along the principal axes, in the dtype of the fit, shape (row, axis)."""

@@ -428,7 +428,7 @@ class Ridge(SpectralEncoder):
             require_same(self, X, ("fit_intercept", "standardise"))
             self.n_features_in_ = X.n_features
             return X
-        return _WithoutFolds(
+        return SpectralDesign(
             self._checked_features(X),
             [],
             fit_intercept=bool(self.fit_intercept),
@@ -449,11 +449,3 @@ class Ridge(SpectralEncoder):
         if wrong.size or not known.size:
             raise ValueError(f"alpha holds {wrong[0] if wrong.size else np.nan:g}; expected finite numbers above zero")
         return np.broadcast_to(alpha, (v,))
-
-
-class _WithoutFolds(SpectralDesign):
-    """A design that is only ever fitted to all rows."""
-
-    @property
-    def dual(self) -> bool:
-        return self.n_features > self.n

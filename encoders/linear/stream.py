@@ -17,7 +17,7 @@ from .moments import choose
 from .responses import make_units
 from .sweep import Block, Buffers, Scorer, cross_products, loadings, make_block
 
-_WIDEST = 1024  # units in a block: enough for products of matrices to reach their rate
+_WIDEST = 512  # units in a block: enough for products of matrices to reach their rate
 _SAMPLED = 4  # units of each block whose scores are computed a second time
 EIGH = 9  # flops of a decomposition of k x k, in units of k^3 products
 
@@ -61,7 +61,8 @@ def make_plan(design: SpectralDesign, alphas: np.ndarray, v: int) -> Plan:
     rows = design.dual or by_rows < by_products
     scored = min(fractions, prediction) + prepare + (by_rows if rows else by_products)
     held_out += long * len(alphas) * 2 * n**2 * v
-    if design.dual and applies(design) and held_out < scored and alphas[-1] <= FARTHEST * design.everything()[0]:
+    reachable = design.dual and applies(design) and held_out < scored
+    if reachable and alphas[-1] <= FARTHEST[design.dtype] * design.everything()[0]:
         return Plan("held-out", True)
     method = "fractions" if fractions <= prediction else "prediction"
     # X'y is as rough as its largest axis; along small ones that roughness must not reach a prediction.
@@ -304,12 +305,17 @@ class _Scores:
         return bool(np.nanmax(difference, initial=0.0) <= (1e-4 if dtype == torch.float32 else 1e-7))
 
     def nested(self, tolerance: float) -> np.ndarray:
-        """Mean over folds of the score at the penalty that the other folds choose without it."""
+        """Mean over folds of the score at the penalty that the other folds choose without it.
+
+        A fold that trains on nothing that another tests, as the first of a time series, has nothing to choose with.
+        """
         if not any(self.inner):
             return np.full(self.table.shape[1], np.nan)
         units = np.arange(self.table.shape[1])
         scores = []
         for fold, chooses in zip(self.outer, self.inner, strict=True):
+            if not chooses:
+                continue
             index = choose(mean_over_folds(chooses), tolerance)
             scores.append(fold[torch.from_numpy(index), torch.from_numpy(units)][None])
         return mean_over_folds(scores)[0]

@@ -5,7 +5,9 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from sklearn.base import clone
 
+from neuralign.encoders import RidgeCV
 from neuralign.encoders.linear import delays as module
 from neuralign.encoders.linear.delays import Delays
 
@@ -355,3 +357,16 @@ def test_delays_that_make_no_sense_are_refused(make, message):
 def test_data_that_do_not_fit_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         Delays([0, 1]).apply(**({"X": np.arange(8.0).reshape(4, 2)} | arguments))
+
+
+def test_ridge_from_one_decomposition_keeps_the_order_of_the_rows():
+    """Runs that folds take in another order, few units and many folds: residuals of all rows give the weights."""
+    rng = np.random.default_rng(0)
+    runs = np.repeat(np.arange(20), 6)
+    features = Delays([0, 1, 2]).apply(rng.standard_normal((120, 80)), runs=runs)
+    y = rng.standard_normal((120, 1))
+    dense = np.asarray(features.dense())
+    encoder = RidgeCV([1.0, 10.0, 100.0], cv=10, keep_scores=True)
+    delayed, plain = (clone(encoder).fit(X, y, groups=runs) for X in (features, dense))
+    np.testing.assert_allclose(delayed.cv_scores_, plain.cv_scores_, atol=1e-9)
+    np.testing.assert_allclose(delayed.predict(features), plain.predict(dense), atol=1e-9)
