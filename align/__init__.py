@@ -14,6 +14,7 @@ from .explainable import (
 )
 from .multiple import cluster_p, fdr, grid_adjacency, max_statistic_p
 from .partition import variance_partition
+from .permutation import PermutationTest, permutation_test
 from .rdm import rdm
 from .report import report
 from .results import load_results, save_results
@@ -22,6 +23,7 @@ from .schemes import block_shuffles, circular_shifts
 from .score import Score
 
 __all__ = [
+    "PermutationTest",
     "Score",
     "best_layer",
     "block_shuffles",
@@ -38,6 +40,7 @@ __all__ = [
     "load_results",
     "max_statistic_p",
     "ncsnr_ceiling",
+    "permutation_test",
     "rdm",
     "report",
     "rsa",

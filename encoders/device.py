@@ -36,4 +36,6 @@ def pick_device(device: Any) -> torch.device:
 
 def doubles_are_fast(device: torch.device) -> bool:
     """Whether float64 runs at about half the rate of float32, as on CPUs and data-centre GPUs, or far below it."""
-    return device.type != "cuda" or torch.cuda.get_device_capability(device) in {(6, 0), (7, 0), (8, 0), (9, 0), (10, 0)}
+    if device.type != "cuda":
+        return True
+    return torch.cuda.get_device_capability(device) in {(6, 0), (7, 0), (8, 0), (9, 0), (10, 0)}

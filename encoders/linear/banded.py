@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..device import pick_device
 from .assemble import Fit
-from .design import KernelMap, Map, SpectralDesign
+from .design import KernelMap, SpectralDesign
 from .estimator import NamedScore, SpectralEncoder, checked_alphas, checked_groups, checked_memory
 from .folds import Rows as FoldRows
 from .folds import fold_rows
@@ -375,10 +375,12 @@ class Bands:
             roots[columns] = share**0.5
         return roots
 
-    def weights(self, shares: np.ndarray, to_axes: Map | KernelMap, along: np.ndarray) -> np.ndarray:
+    def weights(self, shares: np.ndarray, design: SpectralDesign, by_rows: bool, along: np.ndarray) -> np.ndarray:
         """Weights of rows (dual) or of columns of X, from weights along the axes of a design."""
+        to_axes = design.whole(by_rows)[1]
         if isinstance(to_axes, KernelMap):
-            return to_axes.projection.cpu().numpy() @ along.astype(np.float64)
+            given = np.argsort(np.concatenate(design.layouts[0].atoms))  # back to the order of X
+            return to_axes.projection.cpu().numpy()[given] @ along.astype(np.float64)
         return self.roots(shares).astype(along.dtype)[:, None] * (to_axes.axes.to(self.dtype).cpu().numpy() @ along)
 
 
@@ -505,9 +507,11 @@ class Search:
         weights = np.full((size, v), np.nan, np.float32 if dtype == torch.float32 else np.float64)
         for number in np.unique(chosen[fit.complete]):
             units = fit.complete & (chosen == number)
-            for columns, block, to_axes in self._refits(self.shares[number], units, fit.alpha):
+            for columns, block, fitter in self._refits(self.shares[number], units, fit.alpha):
                 assert block.weights is not None
-                weights[:, columns] = bands.weights(self.shares[number], to_axes, block.weights)
+                weights[:, columns] = bands.weights(
+                    self.shares[number], fitter.design, fitter.task.plan.by_rows, block.weights
+                )
         return weights
 
     def _fitter(self, shares: np.ndarray, v: int, weights: bool) -> tuple[BlockFitter, int]:
@@ -543,11 +547,10 @@ class Search:
 
     def _refits(
         self, shares: np.ndarray, units: np.ndarray, index: np.ndarray
-    ) -> Iterator[tuple[np.ndarray, BlockFit, Map | KernelMap]]:
+    ) -> Iterator[tuple[np.ndarray, BlockFit, BlockFitter]]:
         fitter, width = self._fitter(shares, int(units.sum()), weights=True)
-        to_axes = fitter.design.whole(fitter.task.plan.by_rows)[1]
         for columns, prepared in self._prepared(fitter, units, width):
-            yield columns, fitter.fit_prepared(prepared, index[columns]), to_axes
+            yield columns, fitter.fit_prepared(prepared, index[columns]), fitter
 
 
 def _near(shares: np.ndarray, rng: np.random.Generator) -> np.ndarray:

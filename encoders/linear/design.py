@@ -204,7 +204,22 @@ class SpectralDesign:
         self._spread: tuple[float, float, Tensor] | None = None
         self._everything: tuple[float, Tensor, Tensor, int | None] | None = None
 
-    # ------------------------------------------------------------------------------------------------- shape
+    # -------------------------------------------------------------------------------------------------- files
+
+    def save(self, path: Any) -> None:
+        """Write the design with all spectra computed so far; see `design_file.save_design`."""
+        from .design_file import save_design
+
+        save_design(self, path)
+
+    @staticmethod
+    def load(path: Any, device: Any = None) -> SpectralDesign:
+        """Read a design from `save`; nothing is computed again."""
+        from .design_file import load_design
+
+        return load_design(path, device)
+
+    # -------------------------------------------------------------------------------------------------- shape
 
     def rows_of(self, layout: int, atoms: Atoms) -> Rows:
         """Rows of some atoms, in their order."""

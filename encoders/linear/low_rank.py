@@ -18,12 +18,10 @@ from sklearn.metrics import r2_score
 from sklearn.utils.validation import assert_all_finite, check_array, validate_data
 from torch import Tensor
 
-from ...datasets.errors import unknown
 from ..device import pick_device
+from .estimator import FLOATS, NamedScore, checked_groups, refuse_tokens
 from .folds import Rows, fold_rows
 
-SCORE_NAMES = ("r", "r2")
-FLOATS = [np.float64, np.float32]  # what is neither becomes the first
 EPS = torch.finfo(torch.float64).eps
 BLOCK = 2**25  # float64 numbers of a temporary, 256 MiB
 
@@ -255,30 +253,13 @@ def choose_first(scores: np.ndarray, tolerance: float) -> np.ndarray:
 # Estimators
 
 
-class LowRankRegressor(RegressorMixin, MultiOutputMixin, BaseEstimator):
-    """Estimators that predict by ``(X - feature_mean_) @ left @ right + response_mean_``.
-
-    A parameter `score` names what cross-validation maximises, beside scikit-learn's method of that name:
-    assigning sets the parameter, reading gives the method, and `get_params` looks behind it.
-    """
+class LowRankRegressor(NamedScore, RegressorMixin, MultiOutputMixin, BaseEstimator):
+    """Estimators that predict by ``(X - feature_mean_) @ left @ right + response_mean_``."""
 
     device: Any
     feature_mean_: np.ndarray
     response_mean_: np.ndarray
     predict: Callable[..., np.ndarray]
-
-    @property
-    def score(self) -> Callable[..., float]:
-        """The method ``score(X, y, sample_weight=None)``: R^2 of the predictions, averaged over units."""
-        return self._r2
-
-    @score.setter
-    def score(self, name: str) -> None:
-        self.__dict__["score"] = name
-
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """Parameters by name."""
-        return super().get_params(deep) | {"score": self.__dict__["score"]}
 
     def _r2(self, X, y, sample_weight=None) -> float:
         """R^2 of the predictions, averaged over the units without NaN; NaN where there is none."""
@@ -294,7 +275,7 @@ class LowRankRegressor(RegressorMixin, MultiOutputMixin, BaseEstimator):
 
     def _product(self, X, left: np.ndarray, right: np.ndarray) -> np.ndarray:
         """Predictions from the factors (feature, component) and (component, unit), in their dtype."""
-        _refuse_tokens(X)
+        refuse_tokens(X)
         X = validate_data(self, X, reset=False, dtype=FLOATS)
         device = pick_device(self.device)
         weights = torch.from_numpy(np.array(left)).to(device)  # torch wants what may be written
@@ -320,7 +301,7 @@ class LowRankRegressor(RegressorMixin, MultiOutputMixin, BaseEstimator):
 
     def _checked_data(self, X, Y) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """X and Y as floating arrays without infinite values, and which units hold no NaN."""
-        _refuse_tokens(X)
+        refuse_tokens(X)
         if Y is None:
             raise ValueError(f"{type(self).__name__} requires y to be passed, but the target y is None")
         X = validate_data(self, X, dtype=FLOATS, ensure_min_samples=2)
@@ -336,14 +317,8 @@ class LowRankRegressor(RegressorMixin, MultiOutputMixin, BaseEstimator):
 
     def _checked_folds(self, cv: Any, X: np.ndarray, Y: np.ndarray, groups: Any) -> tuple[str, list[Rows]]:
         """Name of the score and rows of the folds."""
-        score = self.__dict__["score"]
-        if score not in list(SCORE_NAMES):
-            raise ValueError(unknown("score", score, SCORE_NAMES))
-        if groups is not None:
-            groups = np.asarray(groups)
-            if groups.shape != (len(X),):
-                raise ValueError(f"groups has shape {groups.shape}; expected ({len(X)},), one label for each row of X")
-        folds = fold_rows(cv, X, Y, groups)
+        score = self._checked_score()
+        folds = fold_rows(cv, X, Y, checked_groups(groups, len(X)))
         if max(len(test) for _, test in folds) < 2:
             raise ValueError(
                 f"cv={cv!r} gives test folds of one row, where score={score!r} is undefined; use fewer folds"
@@ -380,14 +355,6 @@ def unscored(cv_score: np.ndarray) -> list[str]:
     undefined = int(np.isnan(cv_score).sum())
     what = f"{undefined} of {len(cv_score)} units have no cross-validated score, as their responses or predictions"
     return [f"{what} are constant in every fold"] if undefined else []
-
-
-def _refuse_tokens(X: Any) -> None:
-    if getattr(X, "ndim", 2) > 2:
-        raise ValueError(
-            f"X has {X.ndim} dimensions (shape {tuple(X.shape)}); expected (stimulus, feature): "
-            "flatten the tokens first, with X.reshape(len(X), -1)"
-        )
 
 
 def _complete_columns(Y: np.ndarray) -> np.ndarray:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +11,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from ..device import pick_device
+from .estimator import checked_alphas
 from .folds import Rows
 from .low_rank import (
     LowRankRegressor,
@@ -212,7 +212,11 @@ class ReducedRankRidge(LowRankRegressor):
             unit without NaN, or lengths do not match.
         """
         X, Y, complete = self._checked_data(X, Y)
-        alphas, centre, vector = _checked_alphas(self.alphas), bool(self.fit_intercept), Y.ndim == 1
+        alphas, centre, vector = (
+            checked_alphas(DEFAULT_ALPHAS if self.alphas is None else self.alphas),
+            bool(self.fit_intercept),
+            Y.ndim == 1,
+        )
         full = min(len(X) - centre, X.shape[1], int(complete.sum()))
         ranks = np.arange(1, full + 1) if self.ranks is None else checked_counts(self.ranks, "ranks")
         score, folds = self._checked_folds(self.cv, X, Y, groups)
@@ -278,19 +282,6 @@ class ReducedRankRidge(LowRankRegressor):
     def intercept_(self) -> np.ndarray:
         """Intercepts, shape (unit,)."""
         return self._intercept(self.left_, self.right_)
-
-
-def _checked_alphas(alphas: Any) -> np.ndarray:
-    try:
-        grid = np.unique(np.asarray(DEFAULT_ALPHAS if alphas is None else alphas, dtype=np.float64))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"alphas={alphas!r}: expected numbers above zero") from error
-    if grid.size == 0:
-        raise ValueError("alphas is empty; expected at least one number above zero")
-    wrong = grid[~(np.isfinite(grid) & (grid > 0))]
-    if wrong.size:
-        raise ValueError(f"alphas holds {wrong[0]:g}; expected finite numbers above zero")
-    return grid
 
 
 def _remarks(scores: np.ndarray, chosen: int, alphas: np.ndarray) -> Iterator[str]:

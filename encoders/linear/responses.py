@@ -52,11 +52,14 @@ class Responses:
         chunks = getattr(self._source, "chunks", None)
         return int(chunks[1]) if chunks else 1
 
+    def slices(self, width: int) -> list[slice]:
+        """Blocks of columns, of whole chunks where they are wide enough."""
+        stride = self.stride
+        return list(parts(self.v, max(width // stride, 1) * stride if width >= stride else width))
+
     def blocks(self, width: int) -> Iterator[tuple[slice, np.ndarray]]:
         """Columns and what they hold, the next ones read while the last are worked on where they are on disk."""
-        stride = self.stride
-        width = max(width // stride, 1) * stride if width >= stride else width
-        slices = list(parts(self.v, width))
+        slices = self.slices(width)
         if not self.on_disk:
             for part in slices:
                 yield part, self.read(part)

@@ -21,8 +21,9 @@ from .estimator import (
 )
 from .folds import Rows as FoldRows
 from .folds import fold_rows
+from .scale_out import runner
 from .stream import Plan, Task, block_width, make_plan
-from .weights import weight_store
+from .weights import kept_weights, weight_store
 
 
 class CrossValidated(NamedScore, AxisEncoder):
@@ -34,7 +35,7 @@ class CrossValidated(NamedScore, AxisEncoder):
         """The side of the stimuli."""
         raise NotImplementedError
 
-    def fit(self, X, Y, groups=None) -> Self:
+    def fit(self, X, Y, groups=None, executor=None, folder=None) -> Self:
         """Find the alpha of each unit by cross-validation, then its weights from all rows.
 
         Parameters
@@ -46,6 +47,10 @@ class CrossValidated(NamedScore, AxisEncoder):
             disk is read once, by blocks of units.
         groups : array, shape (stimulus,), or None
             Run, session or repeat of each row, for folds of whole groups.
+        executor : concurrent.futures.Executor, Dask client or the like, or None
+            Computes blocks of units elsewhere, with the same numbers; see `scale_out.runner`.
+        folder : path or None
+            Where work in progress is kept, which all workers must see; an interrupted fit goes on from there.
 
         Returns
         -------
@@ -66,8 +71,8 @@ class CrossValidated(NamedScore, AxisEncoder):
         plan = self._plan(design, alphas, responses.v)
         task = Task(alphas, score, plan, bool(self.keep_scores), self.weights != "none")
         width = block_width(design, plan, len(alphas), memory)
-        with weight_store(self.weights) as store:
-            fit = fit_units(design, responses, task, width, per_unit=bool(self.per_unit), store=store)
+        with weight_store(self.weights) as store, runner(executor, folder) as run:
+            fit = fit_units(design, responses, task, width, per_unit=bool(self.per_unit), store=store, run=run)
         self._keep(design, fit, plan)
         self.alphas_ = alphas
         self.alpha_ = self._per_unit(np.where(fit.complete, alphas[fit.alpha], np.nan))
@@ -294,7 +299,7 @@ def keep_fit(encoder: Any, design: SpectralDesign, fit: Fit, plan: Plan) -> None
     if isinstance(to_axes, Map):
         encoder.axes_ = to_axes.axes.cpu().numpy()
         encoder.feature_mean_ = to_axes.offset.cpu().numpy()
-    encoder.weights_ = fit.weights
+    encoder.weights_ = kept_weights(encoder.weights, fit.weights)
     encoder._dtype = np.float32 if design.dtype.itemsize == 4 else np.float64
     encoder.response_mean_ = encoder._per_unit(fit.response_mean)
 

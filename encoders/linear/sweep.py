@@ -133,7 +133,7 @@ def cross_products(design: SpectralDesign, layout: int, block: Block, buffers: B
 def loadings(
     train: Train, block: Block, mean: Tensor, products: Tensor | None, buffers: Buffers, name: str = "b"
 ) -> Tensor:
-    """b of one training set, float64, shape (axis, unit); zero for units that are constant in it.
+    """b of one training set, float64, shape (axis, unit); exactly zero for units without deviations in it.
 
     Parameters
     ----------
@@ -159,7 +159,8 @@ def loadings(
             start += rows.stop - rows.start
     long = buffers.get(name, shape, torch.float64).copy_(b)
     long.addmm_(train.sums, block.means[list(train.atoms)] - mean)
-    return long.mul_(~block.constant(train.atoms))
+    silent = block.constant(train.atoms) & (block.low[train.atoms[0]] == mean)
+    return long.mul_(~silent)
 
 
 # Scores

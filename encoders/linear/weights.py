@@ -29,3 +29,10 @@ def weight_store(where: Any) -> Iterator[Store | None]:
         raise ValueError(f"weights={where!r}: expected 'memory', 'none' or a path that ends in .npy")
     with atomic(Path(where)) as path:
         yield lambda shape, dtype: np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+
+
+def kept_weights(where: Any, weights: np.ndarray | None) -> np.ndarray | None:
+    """Weights as they are kept: those in a file opened again where it is now, and read only."""
+    if weights is None or where in ("memory", "none"):
+        return weights
+    return np.load(where, mmap_mode="r")

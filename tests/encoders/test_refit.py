@@ -4,7 +4,7 @@ import torch
 from sklearn.model_selection import KFold, ShuffleSplit
 
 from neuralign.encoders.linear import refit
-from neuralign.encoders.linear.delays import DelayedFeatures
+from neuralign.encoders.linear.delays import Delays
 from neuralign.encoders.linear.design import SpectralDesign
 from neuralign.encoders.linear.folds import fold_rows
 from neuralign.encoders.linear.refit import Refitter, Way, cheapest, chosen_scores, fixed_scores
@@ -235,7 +235,7 @@ def test_features_that_are_no_array(monkeypatch):
     rng = np.random.default_rng(0)
     X, Y = rng.standard_normal((80, 3)), rng.standard_normal((80, 4))
     runs = np.repeat(np.arange(4), 20)
-    delayed = DelayedFeatures(X, (0, 1, 2), runs)
+    delayed = Delays([0, 1, 2]).apply(X, runs, centre=False)
     plain = np.concatenate(
         [np.concatenate([np.vstack([np.zeros((d, 3)), X[runs == r][: 20 - d]]) for r in range(4)]) for d in range(3)], 1
     )
