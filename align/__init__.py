@@ -1,5 +1,6 @@
 """How well models and brains agree, and how sure we are of it."""
 
+from .bands import score_bands
 from .best_layer import best_layer
 from .ceiling import estimate_ncsnr, ncsnr_ceiling, split_half_ceiling
 from .compare import compare, rsa_ceiling
@@ -47,6 +48,7 @@ __all__ = [
     "rsa_ceiling",
     "save_results",
     "score",
+    "score_bands",
     "signal_power",
     "signal_power_explained",
     "split_half_ceiling",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from .encoding import Fold, _as_list, _check, _folds, _patterns, _warn_unscored
+from .crossval import (
+    Fold,
+    check_request,
+    fit_encoder,
+    layer_matrix,
+    models_of,
+    outer_folds,
+    patterns_of,
+    warn_unscored,
+)
 from .prediction import unit_scores
 from .provenance import provenance
 from .score import Evidence
@@ -88,8 +96,8 @@ def best_layer(
     Kriegeskorte, N., Simmons, W. K., Bellgowan, P. S. F. & Baker, C. I. (2009). Circular analysis in systems
     neuroscience: the dangers of double dipping. Nature Neuroscience 12, 535-540.
     """
-    models = _as_list(features)
-    _check(brain, [metric], None, 0, 0)
+    models = models_of(features)
+    check_request(brain, [metric], None, 0, 0)
     for model in models:
         if len(model.layers) < 2:
             raise ValueError(
@@ -98,14 +106,14 @@ def best_layer(
             )
     for_folds, *_ = np.random.default_rng(seed).spawn(4)  # as in align.score, whose folds these are
     mean = brain.average_repeats()
-    folds = _folds(mean, cv, groups, for_folds)
+    folds = outer_folds(mean, cv, groups, for_folds)
     if encoder is None:
         from ..encoders import RidgeCV
 
         encoder = RidgeCV(score="r2", standardise=True)
     observed = np.asarray(mean.read())
-    patterns = list(_patterns(observed, folds))
-    _warn_unscored(observed, patterns)
+    patterns = list(patterns_of(observed, folds))
+    warn_unscored(observed, patterns)
     group_codes = None if groups is None else mean.presentations[groups].astype(str).to_numpy()
 
     stimuli = mean.presentations["stimulus"].tolist()
@@ -124,7 +132,7 @@ def best_layer(
                 predicted = np.tile(Y[train[0]].astype(np.float32), (len(test), 1))
                 best = np.full(len(pattern.units), -np.inf)
                 for i, layer in enumerate(model.layers if varies.any() else []):
-                    X = _matrix(model, layer, rows)
+                    X = layer_matrix(model, layer, rows)
                     criterion, prediction = _tried(encoder, X, Y[:, varies], (train, test), group_codes, metric)
                     won = criterion > best[varies]
                     units = np.flatnonzero(varies)[won]
@@ -150,24 +158,13 @@ def best_layer(
     return table
 
 
-def _matrix(model: Features, layer: str, rows: np.ndarray) -> np.ndarray:
-    """Features (stimulus, feature) of one layer."""
-    X = np.asarray(model[layer])[rows].reshape(len(rows), -1)
-    bad = int((~np.isfinite(X).all(1)).sum())
-    if bad:
-        raise ValueError(
-            f"features: layer {layer!r} of {model.model} is NaN or infinite for {bad} of {len(rows)} stimuli"
-        )
-    return X
-
-
 def _tried(
     encoder: Any, X: np.ndarray, Y: np.ndarray, fold: Fold, groups: np.ndarray | None, metric: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Cross-validated score (unit,) within the training rows, NaN where it has none, and predictions of test rows."""
     train, test = fold
     labels = None if groups is None else groups[train]
-    fitted = _fitted(encoder, X[train], Y[train], labels)
+    fitted = fit_encoder(encoder, X[train], Y[train], labels)
     criterion = np.asarray(getattr(fitted, "cv_score_", None))
     if criterion.shape != (Y.shape[1],):
         criterion = _inner_scores(encoder, X[train], Y[train], labels, metric)
@@ -183,16 +180,8 @@ def _inner_scores(encoder: Any, X: np.ndarray, Y: np.ndarray, groups: np.ndarray
     predicted = np.full(Y.shape, np.nan)
     for train, test in folds:
         inner = None if groups is None else groups[train]
-        predicted[test] = _fitted(encoder, X[train], Y[train], inner).predict(X[test]).reshape(len(test), -1)
+        predicted[test] = fit_encoder(encoder, X[train], Y[train], inner).predict(X[test]).reshape(len(test), -1)
     return unit_scores(predicted, Y, [test for _, test in folds], metric)
-
-
-def _fitted(encoder: Any, X: np.ndarray, Y: np.ndarray, groups: np.ndarray | None) -> Any:
-    """A fresh encoder fitted to these rows; `groups` go to one that takes them."""
-    from sklearn.base import clone
-
-    takes_groups = groups is not None and "groups" in inspect.signature(encoder.fit).parameters
-    return clone(encoder).fit(X, Y, **({"groups": groups} if takes_groups else {}))
 
 
 def _summary(model: Features, units: pd.DataFrame, chosen: np.ndarray, scores: np.ndarray) -> pd.DataFrame:

@@ -11,7 +11,15 @@ import numpy as np
 import pandas as pd
 
 from ..datasets.errors import unknown
-from .encoding import _check, _folds, _mean, _members, _patterns, _predict, _warn_unscored
+from .crossval import (
+    check_request,
+    finite_mean,
+    members_of,
+    outer_folds,
+    patterns_of,
+    predict_held_out,
+    warn_unscored,
+)
 from .inference import basic_interval, percentile_interval
 from .prediction import bootstrap_means, unit_scores
 from .provenance import provenance
@@ -119,18 +127,18 @@ def variance_partition(
     organization of human speech processing. Journal of Neuroscience 37, 6539-6557.
     """
     recording, groups = _as_recording(brain, groups)
-    _check(recording, ["r2"], by, bootstrap, 0)
+    check_request(recording, ["r2"], by, bootstrap, 0)
     for_folds, _, for_draws, _ = np.random.default_rng(seed).spawn(4)  # as in align.score, whose folds these are
     mean = recording.average_repeats()
-    folds = _folds(mean, cv, groups, for_folds)
+    folds = outer_folds(mean, cv, groups, for_folds)
     matrices = _matrices(spaces, mean)
     observed = np.asarray(mean.read())
-    patterns = list(_patterns(observed, folds))
-    _warn_unscored(observed, patterns)
+    patterns = list(patterns_of(observed, folds))
+    warn_unscored(observed, patterns)
     n = mean.n_presentations
     draws = for_draws.multinomial(n, np.full(n, 1 / n), size=bootstrap)
     group_codes = None if groups is None else mean.presentations[groups].astype(str).to_numpy()
-    members = list(_members(mean.units, by))
+    members = list(members_of(mean.units, by))
 
     names = list(matrices)
     subsets = [subset for size in range(1, len(names) + 1) for subset in combinations(names, size)]
@@ -140,7 +148,7 @@ def variance_partition(
         log.info("%s: fitting", " + ".join(subset))
         X = np.concatenate([matrices[name] for name in subset], axis=1)
         fresh = _encoder_of(encoder, [matrices[name].shape[1] for name in subset])
-        predicted = _predict(fresh, X, observed, patterns, group_codes)
+        predicted = predict_held_out(fresh, X, observed, patterns, group_codes)
         for pattern in patterns:
             p, y = predicted[:, pattern.units], observed[:, pattern.units]
             per_unit[s, pattern.units] = unit_scores(p, y, pattern.tests, "r2")
@@ -159,7 +167,7 @@ def variance_partition(
         units.append(mean.units[["subject", "region", "unit"]].assign(component=component, kind=kind, value=values))
         for m, ((subject, region), inside) in enumerate(members):
             scored = inside & np.isfinite(values)
-            value = _mean(values[scored])
+            value = finite_mean(values[scored])
             low, high = _interval(value, weight @ resampled[:, m], kind)
             rows.append(
                 {

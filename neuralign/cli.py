@@ -47,6 +47,29 @@ def _can_save(out: Path | None) -> Path | None:
     return _can_write(out)
 
 
+ENCODERS = ("ridge", "banded", "kernel", "pls")
+KERNELS = ("linear", "poly", "rbf")
+COMPONENTS = (1, 2, 3, 4, 6, 8, 12, 16, 25)
+
+
+def _known_encoder(name: str) -> str:
+    from .datasets.errors import unknown
+
+    if name not in ENCODERS:
+        raise ValueError(unknown("encoder", name, ENCODERS))
+    return name
+
+
+def _known_kernel(context: typer.Context, name: str | None) -> str | None:
+    from .datasets.errors import unknown
+
+    if name is not None and name not in KERNELS:
+        raise ValueError(unknown("kernel", name, KERNELS))
+    if name is not None and context.params.get("encoder") != "kernel":
+        raise ValueError(f"--kernel {name} goes with --encoder kernel; found --encoder {context.params.get('encoder')}")
+    return name
+
+
 ModelArg = Annotated[
     str, typer.Argument(metavar="MODEL", help="Model, or several separated by commas; see `neuralign models`.")
 ]
@@ -62,6 +85,17 @@ Subject = Annotated[str | None, typer.Option(help="Subject.")]
 Session = Annotated[str | None, typer.Option(help="Session.")]
 Select = Annotated[
     list[str] | None, typer.Option(metavar="KEY=VALUE", help="Any other selector of the dataset; may be repeated.")
+]
+Encoder = Annotated[
+    str,
+    typer.Option(
+        callback=_known_encoder,
+        is_eager=True,  # --kernel asks for it, wherever it stands
+        help="ridge, kernel or pls of each layer; banded: all layers of a model at once, and the part of each.",
+    ),
+]
+Kernel = Annotated[
+    str | None, typer.Option(callback=_known_kernel, help="linear, poly or rbf, for --encoder kernel; default rbf.")
 ]
 Seed = Annotated[int, typer.Option(help="Seed of folds, resampling and untrained weights.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
@@ -199,6 +233,8 @@ def score(
     subject: Subject = None,
     session: Session = None,
     select: Select = None,
+    encoder: Encoder = "ridge",
+    kernel: Kernel = None,
     cv: Annotated[int, typer.Option(min=2, help="Outer folds.")] = 5,
     pool: Pool = 6,
     controls: Controls = True,
@@ -209,18 +245,18 @@ def score(
     as_json: Json = False,
     out: Out = None,
 ) -> None:
-    """Predict responses from a model's layers by ridge regression.
+    """Predict responses from a model's layers by regression.
 
-    Scores are of stimuli that the fit has not seen, in outer folds; the penalty is chosen within the other folds.
+    Scores are of stimuli that the fit has not seen, in outer folds; penalties and numbers of components are chosen
+    within the other folds.
     """
     from . import align
 
     brain = _brain(dataset, root, regions, subject, session, select)
     features = _features(model, brain.stimuli, layers, weights, pool, controls, seed, device)
-    from .encoders import RidgeCV  # brings torch, without which a wrong name of a dataset is told sooner
-
-    encoder = RidgeCV(score="r2", standardise=True, device=device)
-    table = align.score(features, brain, encoder, cv=cv, bootstrap=bootstrap, permutations=permutations, seed=seed)
+    scored = align.score_bands if encoder == "banded" else align.score
+    regressor = _encoder(encoder, kernel, seed, device)
+    table = scored(features, brain, regressor, cv=cv, bootstrap=bootstrap, permutations=permutations, seed=seed)
     _finish(table, as_json, out)
 
 
@@ -352,6 +388,26 @@ def _features(
         encoders.extract(built, stimuli, layers if name in asked else None, reduce=reduce, device=device)
         for name, built in loaded.items()
     ]
+
+
+def _encoder(name: str, kernel: str | None, seed: int, device: str) -> Any:
+    """One of ENCODERS, on features that are standardised with the training rows."""
+    from . import encoders
+
+    if name == "banded":
+        return encoders.BandedRidgeCV(score="r2", seed=seed, device=device)
+    if name == "kernel":
+        import numpy as np
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+
+        # These two are about 1 where products of standardised rows are about the number of features.
+        alphas = None if kernel == "linear" else np.logspace(-6, 4, 21)
+        ridge = encoders.KernelRidgeCV(alphas, kernel or "rbf", score="r2", device=device)
+        return make_pipeline(StandardScaler(), ridge)
+    if name == "pls":
+        return encoders.PLSRegression(COMPONENTS, scale=True, score="r2", per_unit=True, device=device)
+    return encoders.RidgeCV(score="r2", standardise=True, device=device)
 
 
 def _finish(table: Any, as_json: bool, out: Path | None) -> None:

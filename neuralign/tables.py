@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from . import datasets
+from .align.bands import WHOLE, is_part
 
 if TYPE_CHECKING:
     from .encoders import Model
@@ -22,16 +23,21 @@ def summary(table: pd.DataFrame, metric: str = "r") -> str:
 
 
 def readable(table: pd.DataFrame) -> str:
-    """Every row of a tidy table of scores with its interval, ceiling and p; the best of each region starred."""
+    """Every row of a tidy table of scores with its interval, ceiling and p; the best of each region starred.
+
+    Parts of scores are not ranked.
+    """
     parts = []
     for (dataset, metric), found in table.groupby(["dataset", "metric"], sort=False):
         region = found.groupby(["subject", "region"], sort=False)
         rows = found.iloc[region.ngroup().argsort(kind="stable")]
-        best = region["score"].transform("max").loc[rows.index]
+        partial = is_part(rows)
+        ranked = rows["score"].mask(partial)
+        best = ranked.groupby([rows["subject"], rows["region"]], sort=False).transform("max")
         several = rows["subject"].nunique() > 1
         words = rows[["subject", "region", "model", "layer"]].drop(columns=[] if several else ["subject"])
         words = words.loc[:, (words != "").any()]  # given RDMs have no layers
-        numbers = {str(metric): _starred(rows["score"], best)}
+        numbers = {str(metric): _fixed(rows["score"]) + (ranked == best).map({True: "*", False: " "})}
         if rows["ci_low"].notna().any():
             bounds = _fixed(rows["ci_low"]) + " to " + _fixed(rows["ci_high"])
             numbers["95 % interval"] = bounds.where(rows["ci_low"].notna(), "-")
@@ -40,7 +46,8 @@ def readable(table: pd.DataFrame) -> str:
                 numbers["lower ceiling" if column == "ceiling_low" else column] = _fixed(rows[column])
         whose = [dataset] if several else [dataset, rows["subject"].iloc[0]]
         heading = ", ".join(dict.fromkeys(str(name) for name in whose if name))
-        size = f"{metric}, {rows['n_stimuli'].max()} stimuli{_units(rows)} (* best)"
+        note = f"* best; layers are parts of {WHOLE}" if partial.any() else "* best"
+        size = f"{metric}, {rows['n_stimuli'].max()} stimuli{_units(rows)} ({note})"
         body = aligned(pd.concat([words, pd.DataFrame(numbers)], axis=1), right=numbers)
         parts.append(f"{heading}: {size}\n{body}" if heading else f"{size}\n{body}")
     return "\n\n".join(parts)
@@ -58,7 +65,7 @@ def _fixed(numbers: pd.Series) -> pd.Series:
     return numbers.map(lambda number: "-" if pd.isna(number) else f"{number:.3f}")
 
 
-def _starred(scores: pd.Series, best: pd.Series | float) -> pd.Series:
+def _starred(scores: pd.Series, best: float) -> pd.Series:
     return _fixed(scores) + (scores == best).map({True: "*", False: " "})
 
 

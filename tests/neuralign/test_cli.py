@@ -16,8 +16,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from neuralign import __version__, align, datasets, encoders
+from neuralign.align.bands import score_bands
 from neuralign.align.score import Score, tabulate
 from neuralign.cli import main
 from neuralign.datasets import registry
@@ -27,6 +30,7 @@ from neuralign.tables import aligned, readable, summary
 SMALL = ["simulated", "--select", "n_stimuli=40", "--select", "n_units=16"]
 QUICK = ["--bootstrap", "20", "--permutations", "20"]
 NO_RESAMPLING = ["--bootstrap", "0", "--permutations", "0"]
+SMALL_ALPHAS = np.logspace(-6, 4, 21)
 COMMAND = Path(sys.executable).parent / "neuralign"
 
 
@@ -75,6 +79,10 @@ def saved(recording, tmp_path_factory):
 def shell(*arguments, **options):
     """The console command in a process of its own."""
     return subprocess.run([COMMAND, *map(str, arguments)], capture_output=True, text=True, **options)
+
+
+def kernel_ridge(alphas, kernel):
+    return make_pipeline(StandardScaler(), encoders.KernelRidgeCV(alphas, kernel, score="r2"))
 
 
 def rows(text):
@@ -311,6 +319,48 @@ def test_json_is_what_the_function_returns(cli, recording):
     pd.testing.assert_frame_equal(printed(out), expected, check_dtype=False, rtol=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("options", "encoder"),
+    [
+        (["--encoder", "ridge"], encoders.RidgeCV(score="r2", standardise=True)),
+        (["--encoder", "kernel"], kernel_ridge(SMALL_ALPHAS, "rbf")),
+        (["--kernel", "poly", "--encoder", "kernel"], kernel_ridge(SMALL_ALPHAS, "poly")),
+        (["--encoder", "kernel", "--kernel", "linear"], kernel_ridge(None, "linear")),
+        (
+            ["--encoder", "pls"],
+            encoders.PLSRegression((1, 2, 3, 4, 6, 8, 12, 16, 25), scale=True, score="r2", per_unit=True),
+        ),
+    ],
+)
+def test_encoders_score_each_layer(cli, recording, saved, options, encoder):
+    code, out, err = cli("score", "gabor", saved, *options, *NO_RESAMPLING, "--no-controls", "--cv", 3, "--json")
+    assert (code, "warning" in err) == (0, False), err
+    features = encoders.extract("gabor", recording.stimuli, reduce=6)
+    expected = align.score(features, recording, encoder, cv=3, bootstrap=0, permutations=0)
+    pd.testing.assert_frame_equal(printed(out), expected, check_dtype=False, rtol=1e-12)
+
+
+def test_banded_takes_the_layers_of_a_model_together(cli, recording, saved):
+    arguments = ["--layers", "amplitude,energy", "--cv", 2, "--seed", 4, *NO_RESAMPLING]
+    code, out, _ = cli("score", "gabor", saved, "--encoder", "banded", *arguments, "--json")
+    assert code == 0
+    features = [
+        encoders.extract("gabor", recording.stimuli, ["amplitude", "energy"], reduce=6),
+        encoders.extract("pixels", recording.stimuli, reduce=6),
+    ]
+    encoder = encoders.BandedRidgeCV(score="r2", seed=4)
+    expected = score_bands(features, recording, encoder, cv=2, bootstrap=0, permutations=0, seed=4)
+    table = printed(out)
+    pd.testing.assert_frame_equal(table, expected, check_dtype=False, rtol=1e-12)
+    assert table["layer"].unique().tolist() == ["all", "amplitude", "energy", "pixels"]
+    code, out, _ = cli("score", "gabor", saved, "--encoder", "banded", *arguments)
+    title, header, *body = out.split("\n\n")[0].splitlines()
+    assert title.endswith("(* best; layers are parts of all)")
+    assert rows("\n".join([header, *body[:5]]))[0][:3] == ["region", "model", "layer"]
+    starred = [row[:3] for row in rows("\n".join(body)) if "*" in row[3]]
+    assert len(starred) == 4 and {layer for *_, layer in starred} == {"all"}
+
+
 @pytest.mark.parametrize("command", [["score"], ["rsa", "--compare", "spearman", "--rdm", "sqeuclidean"]])
 def test_out_writes_what_is_shown(cli, saved, tmp_path, command):
     for name in ("x.csv", "x.json", "x.h5"):
@@ -481,6 +531,20 @@ def test_readable_leaves_out_what_is_not_there():
     ]
 
 
+def test_readable_does_not_rank_parts():
+    scores = [
+        Score("m", layer, "d", "s", "V1", "r2", score, n_stimuli=9, formula="bands-1 BandedRidgeCV cv=5")
+        for layer, score in (("all", 0.25), ("one", 0.375), ("two", -0.125))
+    ]
+    assert readable(tabulate(scores)).splitlines() == [
+        "d, s: r2, 9 stimuli (* best; layers are parts of all)",
+        "region  model  layer       r2",
+        "V1      m      all     0.250*",
+        "V1      m      one     0.375",
+        "V1      m      two    -0.125",
+    ]
+
+
 def test_summary_shows_shares_of_the_ceiling():
     scores = [Score("m", layer, "d", "s", "V1", "r", score, 0.8) for layer, score in (("one", 0.4), ("two", 0.6))]
     scores += [Score("m", "one", "d", "s", "V1", "r2", 0.9, 0.9)]
@@ -514,6 +578,9 @@ def test_summary_shows_shares_of_the_ceiling():
         (["rsa", "pixels", *SMALL, "--compare", "spearmn"], "'spearmn' is unknown; did you mean 'spearman'"),
         (["rsa", "pixels", *SMALL, "--rdm", "corelation"], "'corelation' is unknown; did you mean 'correlation'"),
         (["score", "pixels", *SMALL, "--device", "gpu"], "device='gpu'"),
+        (["score", "pixels", *SMALL, "--encoder", "rigde"], "encoder='rigde' is unknown; did you mean 'ridge'?"),
+        (["score", "pixels", *SMALL, "--encoder", "kernel", "--kernel", "rfb"], "kernel='rfb' is unknown; did you"),
+        (["score", "pixels", *SMALL, "--kernel", "rbf"], "--kernel rbf goes with --encoder kernel; found --encoder ri"),
         (["score", "pixels", *SMALL, "--select", "n_stimuli=1"], "n_stimuli=1 is too few"),
         (["score", "pixels", *SMALL, "--select", "n_stimuli=4"], "5 folds of 4 stimuli"),
         (["rsa", "pixels", "mine.h5"], "no file at mine.h5"),
