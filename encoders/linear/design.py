@@ -236,18 +236,37 @@ class SpectralDesign:
 
     # ------------------------------------------------------------------------------------------------ spectra
 
-    def growth(self, alpha: float) -> float:
-        """How much the rounding of X'y may grow in predictions at the least penalty, from the axes of all rows."""
+    def too_rough(self, alpha: float) -> bool:
+        """Whether the rounding of X'y would show in predictions at the least penalty.
+
+        X'y is as rough as the largest feature is large. A prediction takes it along each axis, divided by eigenvalue
+        and penalty, as far out as rows lie there: all rows, and test rows, which may lie further.
+        """
         if self.dual:
-            return 0.0
+            return False
         if self._spread is None:
             principal = self._axes_of_all()[0]
-            # The largest feature is as large as the rounding of X'y gets.
             sizes = (principal.eigenvalues * principal.vectors.square()).sum(1).sqrt()
             self._spread = float(sizes.amax()), principal.top, principal.eigenvalues
+        limit = (1e-5 if self.dtype == torch.float32 else 1e-10) / torch.finfo(self.dtype).eps
         largest, top, eigenvalues = self._spread
-        growth = eigenvalues.sqrt() / (eigenvalues + alpha / top)
-        return largest * float(growth.amax()) if len(growth) else 0.0
+        if len(eigenvalues) == 0:
+            return False
+        if largest * float((eigenvalues.sqrt() / (eigenvalues + alpha / top)).amax()) > limit:
+            return True
+        for train in (train for k in range(len(self.layouts)) for train in self.trains(k, by_rows=False)):
+            for test in train.tests:
+                distance = torch.linalg.vector_norm(test.coordinates, dim=0).double() * (train.n / test.n) ** 0.5
+                growth = distance / (train.eigenvalues + alpha / train.top)
+                if len(growth) and largest * float(growth.amax()) > limit:
+                    return True
+        return False
+
+    def forget(self, by_rows: bool) -> None:
+        """Drop the spectra of one way to meet the responses."""
+        self._wholes.pop(by_rows, None)
+        for key in [key for key in self._trains if key[1] == by_rows]:
+            del self._trains[key]
 
     def trains(self, layout: int, by_rows: bool) -> list[Train]:
         """Training sets of one layout, with their tests.

@@ -153,9 +153,7 @@ def cheapest(design: SpectralDesign, v: int, alphas: np.ndarray, n_orders: int, 
             rows += 2 * rank * (n_train + n_test) * columns
             products += 2 * rank * (p + n_test) * columns
             cells += n_test * n
-    # X'y is as rough as its largest axis; along small ones that roughness must not reach a prediction.
-    digits, enough = torch.finfo(design.dtype).eps, 1e-5 if design.dtype == torch.float32 else 1e-10
-    by_rows = design.dual or rows <= products or digits * design.growth(float(alphas[0])) > enough
+    by_rows = design.dual or rows <= products or design.too_rough(float(alphas[0]))
     if hat <= (rows if by_rows else products) and cells * design.dtype.itemsize <= memory:
         return Way(hat=True, by_rows=True)
     return Way(hat=False, by_rows=by_rows)

@@ -142,7 +142,8 @@ class RidgeCV(CrossValidated, SpectralEncoder):
         that is nearly always silent, may then be huge in a test row, and its prediction too.
     nested : bool
         Also score each fold at the alpha that the other folds choose without it: `nested_score_`. Pairs of folds are
-        left out for it, so that ``cv * (cv - 1) / 2`` more training sets are decomposed.
+        left out for it, so that ``cv * (cv - 1) / 2`` more training sets are decomposed. A fold that nothing is left to
+        choose for, as the first of a time series, is left out.
     keep_scores : bool
         Keep the score of every alpha: `cv_scores_`.
     weights : {"memory", "none"} or path

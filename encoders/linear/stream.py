@@ -65,9 +65,10 @@ def make_plan(design: SpectralDesign, alphas: np.ndarray, v: int) -> Plan:
     if reachable and alphas[-1] <= FARTHEST[design.dtype] * design.everything()[0]:
         return Plan("held-out", True)
     method = "fractions" if fractions <= prediction else "prediction"
-    # X'y is as rough as its largest axis; along small ones that roughness must not reach a prediction.
-    digits, enough = torch.finfo(design.dtype).eps, 1e-5 if design.dtype == torch.float32 else 1e-10
-    return Plan(method, rows or digits * design.growth(float(alphas[0])) > enough)
+    if not rows and design.too_rough(float(alphas[0])):
+        design.forget(by_rows=False)
+        rows = True
+    return Plan(method, rows)
 
 
 @dataclass(frozen=True)
