@@ -33,7 +33,7 @@ def partitions(real_data, session, layers):
     network = encoders.extract("resnet20-cifar", brain.stimuli, layers, reduce=6, cache=False, weights=weights)
     for layer in layers:
         table = align.variance_partition({**low, layer: (network, layer)}, brain, bootstrap=200)
-        yield layer, table.set_index("component")
+        yield layer, table[table["kind"] == "unique"].set_index("component")
 
 
 def test_second_stage_explains_what_pixels_and_gabors_do_not(real_data):
