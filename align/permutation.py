@@ -148,7 +148,7 @@ def permutation_test(
             "alpha and alphas were both given; expected penalties that are fixed, or a grid to choose from"
         )
     memory = checked_memory(max_memory)
-    design = _design_of(design, runs)
+    design = _design_of(design, runs, score)
     responses = Responses(_responses_of(Y))
     if responses.n != design.n:
         raise ValueError(f"Y has {responses.n} rows and the design {design.n}; expected one row per stimulus in both")
@@ -245,9 +245,10 @@ class _Tally:
         )
 
 
-def _design_of(given: Any, runs: ArrayLike | None) -> Any:
+def _design_of(given: Any, runs: ArrayLike | None, score: str) -> Any:
     """A design, made of features where that is what was given."""
     from ..encoders.linear.design import SpectralDesign
+    from ..encoders.linear.folds import FEWEST
     from ..encoders.linear.ridge import RidgeCV
 
     if isinstance(given, SpectralDesign):
@@ -261,7 +262,14 @@ def _design_of(given: Any, runs: ArrayLike | None) -> Any:
             "every permutation"
         )
     n_runs = 1 if runs is None else len(np.unique(np.asarray(runs)))
-    return RidgeCV(cv=min(5, n_runs)).design(given, runs) if n_runs > 1 else RidgeCV().design(given)
+    n_folds, shape = 5 if n_runs == 1 else min(5, n_runs), np.shape(given)
+    fewest = n_folds * FEWEST[score]
+    if shape and shape[0] < fewest:
+        raise ValueError(
+            f"design holds features of {shape[0]} rows; expected at least {fewest}, for {n_folds} folds of "
+            f"{FEWEST[score]} rows to score, or a design of fewer folds: RidgeCV(cv=...).design(X, groups)"
+        )
+    return RidgeCV(cv=n_folds, score=score).design(given, runs if n_runs > 1 else None)
 
 
 def _responses_of(Y: Any) -> Any:

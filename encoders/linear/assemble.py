@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
@@ -11,7 +10,7 @@ import numpy as np
 from .design import SpectralDesign
 from .moments import choose
 from .responses import Responses
-from .stream import BlockFit, BlockFitter, Task, mean_over_units, tolerance
+from .stream import BlockFit, BlockFitter, Task, mean_over_units, still_climbing, tolerance
 
 # Makes the array (axis, unit) that the weights are written into.
 Store = Callable[[tuple[int, int], np.dtype], np.ndarray]
@@ -28,14 +27,14 @@ class Fit:
     score: np.ndarray  # (unit,)
     nested: np.ndarray  # (unit,)
     response_mean: np.ndarray  # (unit,)
-    climbing: np.ndarray  # (2, unit)
+    climbing: np.ndarray  # (2, unit); of the mean over units where they share a penalty
     surface: np.ndarray | None  # (alpha, unit)
     weights: np.ndarray | None  # (axis, unit)
-    n_doubtful: int
+    n_doubtful: int  # units scored from predictions, because partial fractions disagreed with them on some
 
     @property
     def edge_fraction(self) -> float:
-        """Fraction of the units whose scores still climb at an end of the penalties."""
+        """Fraction of the units without NaN whose scores still climb at an end of the penalties."""
         return float((self.climbing.any(0) & self.complete).sum() / max(1, self.complete.sum()))
 
 
@@ -105,17 +104,12 @@ def fit_units(
             keep(block)
             bar.update(part.stop - part.start)
         if not per_unit and index is None and surface is not None:
-            shared = int(choose(mean_over_units(surface), tolerance(design.dtype))[0])
-            alpha[:], score = shared, surface[shared]
+            average = mean_over_units(surface)
+            shared = int(choose(average, tolerance(design.dtype))[0])
+            alpha[:], score, climbing[:] = shared, surface[shared], still_climbing(average)
             if task.weights:
                 for block in run(design, responses, task, width, alpha):
                     keep(block)
-    if n_doubtful:
-        warnings.warn(
-            f"scores of {n_doubtful} units were computed from predictions, because partial fractions disagreed with "
-            "them on some; features far outside the range of the training rows can do that",
-            stacklevel=3,
-        )
     return Fit(complete, alpha, score, nested, mean, climbing, surface, weights, n_doubtful)
 
 

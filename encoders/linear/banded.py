@@ -16,11 +16,11 @@ from .assemble import Fit
 from .design import KernelMap, SpectralDesign
 from .estimator import NamedScore, SpectralEncoder, checked_alphas, checked_groups, checked_memory
 from .folds import Rows as FoldRows
-from .folds import fold_rows
+from .folds import scored_folds
 from .matrix import DenseFeatures, Rows, parts
 from .moments import choose
 from .responses import Responses
-from .ridge import remarks
+from .ridge import remarks, require_complete
 from .stream import (
     BlockFit,
     BlockFitter,
@@ -155,11 +155,7 @@ class BandedRidgeCV(NamedScore, SpectralEncoder):
         refuse_operators(X)
         X = self._checked_features(X)
         spaces = checked_spaces(self.spaces, X.shape[1])
-        folds = fold_rows(self.cv, X, X, checked_groups(groups, len(X)))
-        if max(len(test) for _, test in folds) < 2:
-            raise ValueError(
-                f"cv={self.cv!r} gives test folds of one row, where score={score!r} is undefined; use fewer folds"
-            )
+        folds = scored_folds(self.cv, X, X, checked_groups(groups, len(X)), score)
         responses = self._checked_responses(Y, len(X))
         rng = np.random.default_rng(self.seed)
         drawn, n_refined = self._checked_shares(len(spaces), rng)
@@ -173,8 +169,7 @@ class BandedRidgeCV(NamedScore, SpectralEncoder):
                 search.refine(rng)
                 bar.update()
         fit, chosen = search.found()
-        if not fit.complete.any():
-            raise ValueError(f"every unit of Y (shape {(responses.n, responses.v)}) holds NaN; leave out such rows")
+        require_complete(fit, responses.n)
         shares = np.stack(search.shares)
         self.spaces_, self.alphas_, self.gammas_ = spaces, alphas, shares
         gamma = np.where(fit.complete, shares[chosen].T, np.nan)
@@ -392,11 +387,14 @@ class WeightedFeatures:
         self.offset = features.offset * weights
         self.shape, self.dtype, self.device = features.shape, features.dtype, features.device
 
-    def gram(self, rows: Rows) -> Tensor:
+    def gram(self, rows: Rows, mean: Tensor | None = None) -> Tensor:
+        weights = torch.outer(self._weights, self._weights)
+        if mean is not None:
+            return self._features.gram(rows, torch.where(self._weights > 0, mean / self._weights, 0.0)) * weights
         key = repr(rows).encode() if isinstance(rows, slice) else rows.cpu().numpy().tobytes()
         if key not in self._grams:
             self._grams[key] = self._features.gram(rows)
-        return self._grams[key] * torch.outer(self._weights, self._weights)
+        return self._grams[key] * weights
 
     def kernel(self, scale: Tensor | None = None) -> Tensor:
         return self._features.kernel(1 / self._weights)
@@ -404,8 +402,9 @@ class WeightedFeatures:
     def sums(self, rows: Rows) -> Tensor:
         return self._features.sums(rows) * self._weights
 
-    def squares(self, rows: Rows) -> Tensor:
-        return self._features.squares(rows) * self._weights.square()
+    def squares(self, rows: Rows, mean: Tensor) -> Tensor:
+        scale = torch.where(self._weights > 0, mean / self._weights, 0.0)
+        return self._features.squares(rows, scale) * self._weights.square()
 
     def varying(self, rows: Rows) -> Tensor:
         return self._features.varying(rows) & (self._weights > 0)
@@ -433,6 +432,7 @@ class Search:
         self.shares: list[np.ndarray] = []
         self._means: list[np.ndarray] = []  # (alpha,), of each set of shares: mean score over units
         self._complete, self._climbing = np.zeros(v, bool), np.zeros((2, v), bool)
+        self._doubtful = np.zeros(v, bool)  # under some shares, partial fractions failed
         self._shares, self._alpha = np.zeros(v, int), np.full(v, len(alphas) - 1)
         self._score, self._response_mean = np.full(v, -np.inf), np.full(v, np.nan)
         self._kept: list[Known] | None = None
@@ -451,6 +451,8 @@ class Search:
             self._score[at], self._shares[at], self._alpha[at] = found[better], number, block.index[better]
             self._climbing[:, at] = block.climbing[:, better]
             self._complete[columns], self._response_mean[columns] = block.complete, block.response_mean
+            if block.n_doubtful:
+                self._doubtful[columns[block.complete]] = True
             if surface is not None:
                 surface[:, columns] = block.surface
         if surface is not None:
@@ -495,7 +497,7 @@ class Search:
             self._climbing,
             None,
             None,
-            0,
+            int(self._doubtful.sum()),
         )
         return fit, self._shares
 

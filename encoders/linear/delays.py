@@ -246,8 +246,15 @@ class DelayedFeatures:
         """The delayed copies, less `offset`, shape (sample, column): for small data and other encoders."""
         return torch.cat([F for _, F in self._blocks(slice(None), self.dtype)]).cpu().numpy()
 
-    def gram(self, rows: Rows) -> Tensor:
-        """Sum over rows of x x', float64, shape (column, column)."""
+    def gram(self, rows: Rows, mean: Tensor | None = None) -> Tensor:
+        """Sum over rows of x x', or of (x - mean) (x - mean)', float64, shape (column, column)."""
+        total = self._gram(rows)
+        if mean is not None:
+            cross = torch.outer(self.sums(rows), mean)
+            total += self._count(rows) * torch.outer(mean, mean) - cross - cross.T
+        return total
+
+    def _gram(self, rows: Rows) -> Tensor:
         C, p = self.shape[1], self._features.shape[1]
         total = torch.zeros(C, C, dtype=torch.float64, device=self.device)
         ends = self._ends(self._times[self._on_device(rows)])
@@ -296,9 +303,14 @@ class DelayedFeatures:
         """Sum over rows, float64, shape (column,)."""
         return self._weighted_sum(self._uses(rows), power=1)
 
-    def squares(self, rows: Rows) -> Tensor:
-        """Sum of squares over rows, float64, shape (column,)."""
-        return self._weighted_sum(self._uses(rows), power=2)
+    def squares(self, rows: Rows, mean: Tensor) -> Tensor:
+        """Sum over rows of squared distances from `mean`, float64, shape (column,)."""
+        total = self._weighted_sum(self._uses(rows), power=2)
+        return (total + mean * (self._count(rows) * mean - 2 * self.sums(rows))).clamp(min=0)
+
+    def _count(self, rows: Rows) -> int:
+        """How many rows these are."""
+        return len(range(*rows.indices(self.shape[0]))) if isinstance(rows, slice) else len(rows)
 
     def varying(self, rows: Rows) -> Tensor:
         """Which columns are not constant over these rows."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -102,6 +103,10 @@ class Test:
     sums: Tensor  # (axis, atom), float64: centred coordinates summed over each atom
     quadratic: Quadratic
 
+    def distance(self) -> Tensor:
+        """Norm of the test rows along each axis, float64, shape (axis,)."""
+        return torch.linalg.vector_norm(self.coordinates, dim=0).double()
+
 
 @dataclass(frozen=True)
 class Train:
@@ -114,6 +119,7 @@ class Train:
     axes: Tensor | None  # (axis, column), dtype of the features; b = axes X'y
     coordinates: Tensor | None  # (axis, train), dtype of the features; b = coordinates y
     sums: Tensor  # (axis, atom), float64: coordinates summed over each atom
+    roughness: Tensor  # (axis,), float64: rounding of b by X'y, in units of float rounding and of the responses
     tests: tuple[Test, ...]
 
 
@@ -122,7 +128,7 @@ class Map:
     """From features to coordinates: ``(X - offset) @ axes``."""
 
     offset: Tensor  # (column,), float64
-    axes: Tensor  # (column, axis), dtype of the features, or float64 where their rounding would show
+    axes: Tensor  # (column, axis), float64 where its rounding could show and there is room, else as the features
 
 
 @dataclass(frozen=True)
@@ -137,6 +143,25 @@ class KernelMap:
         if self.mean is not None:
             products = products - products.mean(1, keepdim=True) - self.mean + self.mean.mean()
         return products @ self.projection
+
+
+@dataclass(frozen=True)
+class _Side:
+    """Some rows among the features: their axes, mean, scale, and sums of squares of columns as they are."""
+
+    principal: Axes
+    mean: Tensor
+    scale: Tensor
+    squares: Tensor
+
+    def axes(self) -> Tensor:
+        """What turns features into coordinates, float64, shape (column, axis)."""
+        return self.principal.vectors / (self.scale[:, None] * self.principal.top**0.5)
+
+    @cached_property
+    def roughness(self) -> Tensor:
+        """Rounding of ``axes' X'y`` along each axis, in units of float rounding and of the norm of y."""
+        return (self.axes().square().T @ self.squares).sqrt()
 
 
 class SpectralDesign:
@@ -200,8 +225,8 @@ class SpectralDesign:
         self._trains: dict[tuple[int, bool], list[Train]] = {}
         self._wholes: dict[bool, tuple[Train, Map | KernelMap]] = {}
         self._gram: Tensor | None = None
-        self._of_all: tuple[Axes, Tensor, Tensor] | None = None
-        self._spread: tuple[float, float, Tensor] | None = None
+        self._of_all: _Side | None = None
+        self._spread: tuple[float, Tensor, Tensor] | None = None
         self._everything: tuple[float, Tensor, Tensor, int | None] | None = None
 
     # -------------------------------------------------------------------------------------------------- files
@@ -239,28 +264,26 @@ class SpectralDesign:
     def too_rough(self, alpha: float) -> bool:
         """Whether the rounding of X'y would show in predictions at the least penalty.
 
-        X'y is as rough as the largest feature is large. A prediction takes it along each axis, divided by eigenvalue
-        and penalty, as far out as rows lie there: all rows, and test rows, which may lie further.
+        X'y is as rough as columns are large, offsets of the training rows included. A prediction takes that roughness
+        along each axis, divided by eigenvalue and penalty, as far out as rows lie there: all rows, and test rows,
+        which may lie further.
         """
         if self.dual:
             return False
-        if self._spread is None:
-            principal = self._axes_of_all()[0]
-            sizes = (principal.eigenvalues * principal.vectors.square()).sum(1).sqrt()
-            self._spread = float(sizes.amax()), principal.top, principal.eigenvalues
         limit = (1e-5 if self.dtype == torch.float32 else 1e-10) / torch.finfo(self.dtype).eps
-        largest, top, eigenvalues = self._spread
-        if len(eigenvalues) == 0:
-            return False
-        if largest * float((eigenvalues.sqrt() / (eigenvalues + alpha / top)).amax()) > limit:
-            return True
-        for train in (train for k in range(len(self.layouts)) for train in self.trains(k, by_rows=False)):
-            for test in train.tests:
-                distance = torch.linalg.vector_norm(test.coordinates, dim=0).double() * (train.n / test.n) ** 0.5
-                growth = distance / (train.eigenvalues + alpha / train.top)
-                if len(growth) and largest * float(growth.amax()) > limit:
-                    return True
-        return False
+        if self._spread is None:
+            side = self._axes_of_all()
+            self._spread = side.principal.top, side.principal.eigenvalues, side.roughness
+        top, eigenvalues, roughness = self._spread
+        growths = [roughness * eigenvalues.sqrt() / (eigenvalues + alpha / top)]
+        if not _exceeds(growths, limit):
+            growths = [
+                train.roughness * test.distance() * (train.n / test.n) ** 0.5 / (train.eigenvalues + alpha / train.top)
+                for layout in range(len(self.layouts))
+                for train in self.trains(layout, by_rows=False)
+                for test in train.tests
+            ]
+        return _exceeds(growths, limit)
 
     def forget(self, by_rows: bool) -> None:
         """Drop the spectra of one way to meet the responses."""
@@ -342,8 +365,8 @@ class SpectralDesign:
         assert matrix is not None
         rows = self.rows_of(layout, atoms)
         n = sum(len(self.layouts[layout].atoms[a]) for a in atoms)
-        principal, mean, scale = self._axes_of(layout, atoms) if trials else self._axes_of_all()
-        axes = principal.vectors / (scale[:, None] * principal.top**0.5)
+        side = self._axes_of(layout, atoms) if trials else self._axes_of_all()
+        principal, mean, axes = side.principal, side.mean, side.axes()
         atom_rows = self.rows[layout]
         sizes = [len(self.layouts[layout].atoms[a]) for a in atoms]
         sums = torch.stack([matrix.sums(atom_rows[a]) - m * mean for a, m in zip(atoms, sizes, strict=True)], 1)
@@ -361,59 +384,62 @@ class SpectralDesign:
             None if by_rows else axes.T.to(self.dtype).contiguous(),
             coordinates,
             axes.T @ sums,
+            side.roughness,
             tuple(self._test(layout, trial, principal.eigenvalues, project) for trial in trials),
         )
         return train, Map(matrix.offset + mean, axes if by_rows else axes.to(self.dtype))
 
-    def _axes_of_all(self) -> tuple[Axes, Tensor, Tensor]:
+    def _axes_of_all(self) -> _Side:
         if self._of_all is None:
             self._of_all = self._axes_of(0, tuple(range(len(self.layouts[0].atoms))))
         return self._of_all
 
-    def _axes_of(self, layout: int, atoms: Atoms) -> tuple[Axes, Tensor, Tensor]:
-        """Principal axes of some rows among the features, their mean and scale."""
+    def _axes_of(self, layout: int, atoms: Atoms) -> _Side:
+        """Principal axes of some rows among the features."""
+        matrix = self.matrix
+        assert matrix is not None
         rows = self.rows_of(layout, atoms)
         n = sum(len(self.layouts[layout].atoms[a]) for a in atoms)
-        gram, mean, scale = self._moments(layout, atoms, rows, n)
-        return principal_axes(gram, max(n, len(gram))), mean, scale
+        gram = self._gram_of(layout, atoms, rows, n)
+        squares = gram.diagonal().clone()
+        varying = matrix.varying(rows)
+        mean = torch.zeros_like(squares)
+        if self.fit_intercept:
+            mean = matrix.sums(rows) / n
+            gram -= n * torch.outer(mean, mean)
+            if bool((n * mean.square() > 1e4 * gram.diagonal())[varying].any()):
+                gram = matrix.gram(rows, mean)  # little is left of what was subtracted from
+            gram *= torch.outer(varying, varying)
+        scale = torch.ones_like(mean)
+        if self.standardise:
+            variance = gram.diagonal() / n if self.fit_intercept else self._variance(rows, n)
+            scale = torch.where(varying & (variance > 0), variance.clamp(min=0).sqrt(), 1.0)
+            gram /= torch.outer(scale, scale)
+        return _Side(principal_axes(gram, max(n, len(gram))), mean, scale, squares)
 
-    def _moments(self, layout: int, atoms: Atoms, rows: Rows, n: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Gram matrix of the centred and scaled rows, their mean and scale."""
+    def _gram_of(self, layout: int, atoms: Atoms, rows: Rows, n: int) -> Tensor:
+        """Gram matrix of some rows, from that of all rows where few are left out."""
         matrix = self.matrix
         assert matrix is not None
         if self._gram is None:
             self._gram = matrix.gram(slice(None))
         others = [rows for a, rows in enumerate(self.layouts[layout].atoms) if a not in atoms]
         n_others = sum(map(len, others))
-        gram = None
         if n_others == 0:
-            gram = self._gram.clone()
-        elif n_others < n:
+            return self._gram.clone()
+        if n_others < n:
             rest = matrix.gram(as_rows(np.sort(np.concatenate(others)), self.device))
             gram = self._gram - rest
             # Where rows that are left out are very much larger, little would be left of the digits of the others.
-            if not bool((rest.diagonal() <= 1e3 * gram.diagonal().clamp(min=0)).logical_or(rest.diagonal() == 0).all()):
-                gram = None
-        if gram is None:
-            gram = matrix.gram(rows)
-        varying = matrix.varying(rows)
-        mean = torch.zeros(len(gram), dtype=torch.float64, device=self.device)
-        if self.fit_intercept:
-            mean = matrix.sums(rows) / n
-            gram -= n * torch.outer(mean, mean)
-            gram *= torch.outer(varying, varying)
-        scale = torch.ones_like(mean)
-        if self.standardise:
-            scale = self._scale(rows, n, varying)
-            gram /= torch.outer(scale, scale)
-        return gram, mean, scale
+            if bool((rest.diagonal() <= 1e3 * gram.diagonal()).logical_or(rest.diagonal() == 0).all()):
+                return gram
+        return matrix.gram(rows)
 
-    def _scale(self, rows: Rows, n: int, varying: Tensor) -> Tensor:
-        """Standard deviation of each feature over some rows, 1 where it is constant."""
+    def _variance(self, rows: Rows, n: int) -> Tensor:
+        """Variance of each feature over some rows."""
         matrix = self.matrix
         assert matrix is not None
-        variance = matrix.squares(rows) / n - (matrix.sums(rows) / n).square()
-        return torch.where(varying & (variance > 0), variance.clamp(min=0).sqrt(), 1.0)
+        return matrix.squares(rows, matrix.sums(rows) / n) / n
 
     def _from_kernel(self, layout: int, atoms: Atoms, trials: Sequence[Trial]) -> tuple[Train, Map | KernelMap]:
         rows = self.rows_of(layout, atoms)
@@ -442,6 +468,7 @@ class SpectralDesign:
             None,
             coordinates.to(self.dtype).contiguous(),
             sums,
+            torch.zeros_like(principal.eigenvalues),
             tuple(self._test(layout, trial, principal.eigenvalues, project) for trial in trials),
         )
         if trials or features is None:
@@ -449,13 +476,13 @@ class SpectralDesign:
         # All rows: their axes among the features, whose rows are less their mean.
         weights = torch.zeros(self.n, len(principal.eigenvalues), dtype=torch.float64, device=self.device)
         weights[rows] = to_axes.projection
-        axes = features.combine(weights).to(self.dtype)
+        axes = features.combine(weights)
         offset = features.offset
         if self.fit_intercept:
             mean_row = features.sums(rows) / n
-            axes -= torch.outer(mean_row, to_axes.projection.sum(0)).to(self.dtype)
+            axes -= torch.outer(mean_row, to_axes.projection.sum(0)).to(axes.dtype)
             offset = offset + mean_row
-        return train, Map(offset, axes / scale.square()[:, None].to(self.dtype))
+        return train, Map(offset, axes / scale.square()[:, None].to(axes.dtype))
 
     def _known_axes(self, rows: Rows) -> Axes:
         """Principal axes of all rows, in the order of `rows`, from `everything`."""
@@ -472,7 +499,8 @@ class SpectralDesign:
             assert self._kernel is not None
             return self._kernel, torch.ones(()), None
         if self.standardise:
-            scale = self._scale(rows, n, matrix.varying(rows))
+            variance = self._variance(rows, n)
+            scale = torch.where(matrix.varying(rows) & (variance > 0), variance.sqrt(), 1.0)
             return matrix.kernel(scale), scale, matrix  # type: ignore[call-arg]
         if self._gram is None:
             self._gram = matrix.kernel()
@@ -493,6 +521,10 @@ class SpectralDesign:
         position = np.cumsum([0, *(len(self.layouts[layout].atoms[a]) for a in trial.atoms)])
         sums = torch.stack([test[i:j].sum(0) for i, j in pairwise(position)], 1)
         return Test(trial, n, test.to(self.dtype), mean, sums, form)
+
+
+def _exceeds(growths: Sequence[Tensor], limit: float) -> bool:
+    return any(bool((growth > limit).any()) for growth in growths)
 
 
 def _renumbered(layout: Layout) -> Layout:

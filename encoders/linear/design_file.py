@@ -23,6 +23,7 @@ FORMAT = "neuralign-design-1"  # counts up where members of a class below change
 # What a file may hold, and the module of each: kernels stand above the encoders that write files.
 _HOMES = {
     "SpectralDesign": "design", "Layout": "design", "Trial": "design", "Train": "design", "Test": "design",
+    "_Side": "design",
     "Map": "design", "KernelMap": "design", "Axes": "spectrum", "Quadratic": "spectrum", "DenseFeatures": "matrix",
     "DelayedFeatures": "delays", "Delays": "delays", "KernelDesign": "kernel", "Kernel": "kernel",
 }  # fmt: skip

@@ -209,7 +209,8 @@ def checked_alphas(alphas: Any) -> np.ndarray:
     try:
         grid = np.unique(np.asarray(DEFAULT_ALPHAS if alphas is None else alphas, dtype=np.float64))
     except (TypeError, ValueError) as error:
-        raise ValueError(f"alphas={alphas!r}: expected numbers above zero") from error
+        default = f"None for {len(DEFAULT_ALPHAS)} from {DEFAULT_ALPHAS[0]:g} to {DEFAULT_ALPHAS[-1]:g}"
+        raise ValueError(f"alphas={alphas!r}: expected numbers above zero, or {default}") from error
     if grid.size == 0:
         raise ValueError("alphas is empty; expected at least one number above zero")
     wrong = grid[~(np.isfinite(grid) & (grid > 0))]

@@ -2,13 +2,67 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 from sklearn.model_selection import GroupKFold, KFold
 
 Rows = tuple[np.ndarray, np.ndarray]
+FEWEST = {"r": 3, "r2": 2}  # test rows that a score needs: the correlation of two rows is 1 or -1, whatever they hold
+
+
+def scored_folds(cv: Any, X: np.ndarray, Y: np.ndarray, groups: np.ndarray | None, score: str) -> list[Rows]:
+    """Training and test rows of the folds that hold enough test rows for a score.
+
+    Parameters
+    ----------
+    cv, X, Y, groups
+        See `fold_rows`.
+    score : {"r", "r2"}
+        The correlation takes at least three test rows, R^2 two.
+
+    Returns
+    -------
+    list of (train, test)
+        Row numbers.
+
+    Raises
+    ------
+    ValueError
+        As `fold_rows`, or if every test fold has one row.
+
+    Warns
+    -----
+    UserWarning
+        Once, with the number of folds that are too short and left out; or where no fold has more than two rows, so that
+        every correlation is 1 or -1.
+    """
+    folds = fold_rows(cv, X, Y, groups)
+    fewest, sizes = FEWEST[score], [len(test) for _, test in folds]
+    kept = [fold for fold, size in zip(folds, sizes, strict=True) if size >= fewest]
+    if not kept and max(sizes) == 2:
+        warnings.warn(
+            f"cv={cv!r:.200} gives test folds of two rows at most, whose correlations are 1 or -1 whatever they hold; "
+            "use fewer folds",
+            UserWarning,
+            stacklevel=4,
+        )
+        return [fold for fold, size in zip(folds, sizes, strict=True) if size == 2]
+    if not kept:
+        raise ValueError(
+            f"cv={cv!r:.200} gives test folds of one row, where score={score!r} needs at least {fewest}; "
+            "use fewer folds"
+        )
+    if len(kept) < len(folds):
+        warnings.warn(
+            f"{len(folds) - len(kept)} of {len(folds)} folds have fewer than {fewest} test rows, too few for "
+            f"score={score!r}, and are left out",
+            UserWarning,
+            stacklevel=4,
+        )
+    return kept
 
 
 def fold_rows(cv: Any, X: np.ndarray, Y: np.ndarray, groups: np.ndarray | None) -> list[Rows]:
@@ -32,7 +86,8 @@ def fold_rows(cv: Any, X: np.ndarray, Y: np.ndarray, groups: np.ndarray | None) 
     Raises
     ------
     ValueError
-        If there are too few rows or groups, or if a fold is empty, overlaps or reaches outside X.
+        If there are too few rows or groups, groups are missing, or a fold is empty, overlaps, holds a row twice or
+        reaches outside X.
     """
     n = len(X)
     if isinstance(cv, (int, np.integer)) and not isinstance(cv, bool):
@@ -42,10 +97,24 @@ def fold_rows(cv: Any, X: np.ndarray, Y: np.ndarray, groups: np.ndarray | None) 
         cv = KFold(int(cv)) if groups is None else GroupKFold(int(cv))
     if isinstance(cv, str) or not (hasattr(cv, "split") or isinstance(cv, Iterable)):
         raise ValueError(f"cv={cv!r}: expected an int >= 2, a splitter or an iterable of (train, test) rows")
-    pairs = list(cv.split(X, Y, groups)) if hasattr(cv, "split") else list(cv)
+    pairs = _split(cv, X, Y, groups) if hasattr(cv, "split") else list(cv)
     if not pairs:
-        raise ValueError("cv holds no fold; expected at least one pair of (train, test) rows")
+        found = "no fold, as a generator that is used up" if isinstance(cv, Iterator) else "no fold"
+        raise ValueError(
+            f"cv holds {found}; expected at least one pair of (train, test) rows, such as list(splitter.split(X))"
+        )
     return [_checked_pair(pair, f"fold {i} of cv", n) for i, pair in enumerate(pairs)]
+
+
+def _split(cv: Any, X: np.ndarray, Y: np.ndarray, groups: np.ndarray | None) -> list[Any]:
+    try:
+        return list(cv.split(X, Y, groups))
+    except ValueError as error:
+        if groups is None and "'groups' parameter" in str(error):
+            raise ValueError(
+                f"cv={cv!r} cuts folds of whole groups and there are none; pass groups=, one label for each row, to fit"
+            ) from error
+        raise
 
 
 def _checked_pair(pair: Any, name: str, n: int) -> Rows:
@@ -71,4 +140,8 @@ def _checked_rows(given: Any, name: str, n: int) -> np.ndarray:
         )
     if rows.min() < 0 or rows.max() >= n:
         raise ValueError(f"{name} reach from {rows.min()} to {rows.max()}; expected 0 to {n - 1}")
-    return rows.astype(np.int64)
+    rows = rows.astype(np.int64)
+    times = np.bincount(rows)
+    if times.max() > 1:
+        raise ValueError(f"{name} hold row {times.argmax()} {times.max()} times; give each row once")
+    return rows

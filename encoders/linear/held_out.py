@@ -15,7 +15,9 @@ from torch import Tensor
 from .design import SpectralDesign
 from .moments import SCORES, Moments
 
-# In units of the largest eigenvalue: beyond it a prediction is lost among the digits of its residual.
+# Penalties in units of the largest eigenvalue: below the first, residuals along axes that the stimuli leave free drown
+# all others; beyond the second, a prediction is lost among the digits of its residual.
+NEAREST = {torch.float32: 1e-10, torch.float64: 1e-8}
 FARTHEST = {torch.float32: 1e6, torch.float64: 1e3}
 
 
@@ -26,6 +28,12 @@ def applies(design: SpectralDesign) -> bool:
     n_atoms = len(design.layouts[0].atoms)
     trains = design.layouts[0].trains
     return all(len(tests) == 1 and len(train) + len(tests[0].atoms) == n_atoms for train, tests in trains)
+
+
+def keeps_digits(design: SpectralDesign, alphas: np.ndarray) -> bool:
+    """Whether all penalties lie where residuals and predictions keep their digits."""
+    top = design.everything()[0]
+    return alphas[0] >= NEAREST[design.dtype] * top and alphas[-1] <= FARTHEST[design.dtype] * top
 
 
 def held_out_scores(design: SpectralDesign, Y: Tensor, alphas: np.ndarray, score: str) -> list[Tensor]:

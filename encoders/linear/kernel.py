@@ -299,7 +299,7 @@ class KernelRidgeCV(CrossValidated):
         kernel = Kernel(self.kernel, 1 / p if gamma is None else gamma, degree, coef0, offset)
         if self.kernel != "precomputed":
             products = kernel(X, None, device, memory)
-        return KernelDesign(
+        design = KernelDesign(
             products,
             folds,
             kernel=kernel,
@@ -309,6 +309,8 @@ class KernelRidgeCV(CrossValidated):
             nested=bool(self.nested),
             dtype=torch.float32 if X.dtype == np.float32 else torch.float64,
         )
+        self._checked_nested(design)
+        return design
 
     def _checked_kernel(self) -> tuple[float | None, int, float]:
         """gamma, degree and coef0."""

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..device import pick_device
 from .estimator import FLOATS, NamedScore, checked_groups, refuse_tokens
-from .folds import Rows, fold_rows
+from .folds import Rows, scored_folds
 
 EPS = torch.finfo(torch.float64).eps
 BLOCK = 2**25  # float64 numbers of a temporary, 256 MiB
@@ -318,12 +318,7 @@ class LowRankRegressor(NamedScore, RegressorMixin, MultiOutputMixin, BaseEstimat
     def _checked_folds(self, cv: Any, X: np.ndarray, Y: np.ndarray, groups: Any) -> tuple[str, list[Rows]]:
         """Name of the score and rows of the folds."""
         score = self._checked_score()
-        folds = fold_rows(cv, X, Y, checked_groups(groups, len(X)))
-        if max(len(test) for _, test in folds) < 2:
-            raise ValueError(
-                f"cv={cv!r} gives test folds of one row, where score={score!r} is undefined; use fewer folds"
-            )
-        return score, folds
+        return score, scored_folds(cv, X, Y, checked_groups(groups, len(X)), score)
 
 
 def checked_counts(given: Any, name: str) -> np.ndarray:

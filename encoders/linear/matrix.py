@@ -29,10 +29,10 @@ class FeatureMatrix(Protocol):
     def device(self) -> torch.device: ...
     @property
     def offset(self) -> Tensor: ...
-    def gram(self, rows: Rows) -> Tensor: ...
+    def gram(self, rows: Rows, mean: Tensor | None = None) -> Tensor: ...
     def kernel(self) -> Tensor: ...
     def sums(self, rows: Rows) -> Tensor: ...
-    def squares(self, rows: Rows) -> Tensor: ...
+    def squares(self, rows: Rows, mean: Tensor) -> Tensor: ...
     def varying(self, rows: Rows) -> Tensor: ...
     def cross(self, rows: Rows, Y: Tensor) -> Tensor: ...
     def project(self, rows: Rows, V: Tensor) -> Tensor: ...
@@ -113,12 +113,12 @@ class DenseFeatures:
         for part in parts(len(chosen), _CELLS // max(self.shape[1], 1)):
             yield chosen[part].double()
 
-    def gram(self, rows: Rows) -> Tensor:
-        """Sum over rows of x x', float64, shape (column, column)."""
+    def gram(self, rows: Rows, mean: Tensor | None = None) -> Tensor:
+        """Sum over rows of x x', or of (x - mean) (x - mean)', float64, shape (column, column)."""
         p = self.shape[1]
         total = torch.zeros(p, p, dtype=torch.float64, device=self.device)
         for F in self._double(rows):
-            add_outer(F, total)
+            add_outer(F if mean is None else F - mean, total)
         return mirrored(total)
 
     def kernel(self, scale: Tensor | None = None) -> Tensor:
@@ -136,9 +136,9 @@ class DenseFeatures:
         """Sum of rows, float64, shape (column,)."""
         return self.X[rows].sum(0, dtype=torch.float64)
 
-    def squares(self, rows: Rows) -> Tensor:
-        """Sum of squares over rows, float64, shape (column,)."""
-        return torch.stack([F.square().sum(0) for F in self._double(rows)]).sum(0)
+    def squares(self, rows: Rows, mean: Tensor) -> Tensor:
+        """Sum over rows of squared distances from `mean`, float64, shape (column,)."""
+        return torch.stack([(F - mean).square().sum(0) for F in self._double(rows)]).sum(0)
 
     def varying(self, rows: Rows) -> Tensor:
         """Which columns are not constant over these rows."""
@@ -154,8 +154,9 @@ class DenseFeatures:
         return torch.cat([F @ V for F in self._double(rows)])
 
     def combine(self, W: Tensor) -> Tensor:
-        """X' W over all rows, in the dtype of X, shape (column, axis)."""
-        result = torch.empty(self.shape[1], W.shape[1], dtype=self.dtype, device=self.device)
+        """X' W over all rows, shape (column, axis), float64 unless that would take more than 512 MiB."""
+        dtype = torch.float64 if self.shape[1] * W.shape[1] <= 2**26 else self.dtype
+        result = torch.empty(self.shape[1], W.shape[1], dtype=dtype, device=self.device)
         for part in parts(self.shape[1], max(512, _CELLS // max(self.shape[0], 1))):
-            result[part] = (self.X[:, part].double().T @ W).to(self.dtype)
+            result[part] = (self.X[:, part].double().T @ W).to(dtype)
         return result

@@ -102,7 +102,8 @@ def chosen_scores(
         v = values.shape[1]
         for some in parts(len(orders), width // v):
             columns = values[orders[some].T].reshape(design.n, -1)  # (row, order and unit)
-            fit = fitter.fit(columns, slice(0, columns.shape[1]))
+            # The units of one order come first: infinity, which no order loses, is found there and named rightly.
+            fit = fitter.fit(columns, slice(part.start, part.start + columns.shape[1]))
             yield OrderedScores(some, np.arange(part.start, part.stop), fit.score.reshape(-1, v))
 
 
@@ -247,7 +248,8 @@ class Refitter:
         Returns
         -------
         Tensor, shape (test row, then fold; row, then atom)
-            Test rows of every fold, less the mean of the fold's test rows, and (for "r2") that mean.
+            Test rows of every fold, less the mean of the fold's test rows and their size (`_shrunk`), and (for "r2")
+            that mean, of its true size.
         """
         n, means = layout.starts[-1], self.score == "r2"
         shape = (layout.n_test + means * len(layout.folds), n + len(layout.sizes))
@@ -258,7 +260,9 @@ class Refitter:
             shrunk = self._shrunk(train)
             sides = [(fold.rows, fold.coordinates.double() * shrunk)]
             if means:
-                sides.append((slice(layout.n_test + i, layout.n_test + i + 1), (fold.mean * shrunk)[None]))
+                sides.append(
+                    (slice(layout.n_test + i, layout.n_test + i + 1), (self._size(train) * fold.mean * shrunk)[None])
+                )
             for rows, side in sides:
                 short, start = side.to(self.design.dtype), 0
                 for columns in layout.segments(train.atoms):
@@ -274,7 +278,12 @@ class Refitter:
         return hat
 
     def _shrunk(self, train: Train) -> Tensor:
-        return 1 / (train.eigenvalues + self._alpha / train.top)
+        """What the penalty makes of each axis, less its size, which a large one would carry out of float32's range."""
+        relative = self._alpha / train.top
+        return (1 + relative) / (train.eigenvalues + relative)
+
+    def _size(self, train: Train) -> float:
+        return 1 / (1 + self._alpha / train.top)
 
     def scores(self, Y: Tensor, orders: Tensor) -> Tensor:
         """Mean score over folds, float64, shape (order, unit); NaN where no fold has one.
@@ -309,8 +318,9 @@ class Refitter:
             mean, spread = layout.moments(fold.atoms, means, squares, self._tiny)
             p, y = predicted[fold.rows], self._tested(layout, fold, block, mean)
             work = buffers.get("work", p.shape, p.dtype)
-            cross = torch.mul(p, y, out=work).sum(0).double()
-            power = torch.mul(p, p, out=work).sum(0).double()
+            size = self._size(fold.train)
+            cross = torch.mul(p, y, out=work).sum(0).double() * size
+            power = torch.mul(p, p, out=work).sum(0).double() * size**2
             # Responses that never vary in training teach nothing.
             taught = layout.moments(fold.train.atoms, means, squares, self._tiny)[1] > 0
             if not self.design.fit_intercept:
@@ -333,7 +343,7 @@ class Refitter:
         return y
 
     def _by_hat(self, k: int, block: Tensor) -> tuple[Tensor, Tensor | list[float]]:
-        """Predictions of the test rows of every fold, less their mean, and that mean (fold, column) where needed."""
+        """Predictions of the test rows of every fold, less mean and size, and that mean (fold, column) for "r2"."""
         layout, hat = self._layouts[k], self._hats[k]
         predicted = self._buffers.get("predicted", (len(hat), block.shape[1]), block.dtype)
         torch.matmul(hat, block, out=predicted)
@@ -342,6 +352,7 @@ class Refitter:
         return predicted, [0.0] * len(layout.folds)
 
     def _by_factors(self, k: int, block: Tensor) -> tuple[Tensor, Tensor]:
+        """As `_by_hat`."""
         layout, buffers = self._layouts[k], self._buffers
         n, width = layout.starts[-1], block.shape[1]
         predicted = buffers.get("predicted", (layout.n_test, width), block.dtype)
@@ -355,7 +366,7 @@ class Refitter:
                 b *= self._shrunk(train).to(b.dtype)[:, None]
             torch.matmul(fold.coordinates, b, out=predicted[fold.rows])
             if self.score == "r2":
-                offsets[i] = fold.mean.to(b.dtype) @ b
+                offsets[i] = self._size(train) * (fold.mean.to(b.dtype) @ b).double()
                 if self.design.fit_intercept:
                     offsets[i] += (layout.sizes[atoms] * block[n:][atoms]).sum(0) / train.n
         return predicted, offsets
@@ -394,7 +405,7 @@ def _unturned(test: Test) -> tuple[Tensor, Tensor]:
     """Test rows and their mean in coordinates of the training rows, without the turns of `Quadratic`."""
     coordinates, mean = test.coordinates, test.mean
     if test.quadratic.turns:
-        coordinates, mean = coordinates.double(), mean.clone()
+        coordinates, mean = coordinates.to(torch.float64, copy=True), mean.clone()  # the design keeps its own
         for axes, turn in test.quadratic.turns:
             coordinates[:, axes] = coordinates[:, axes] @ turn.T
             mean[axes] = mean[axes] @ turn.T

@@ -28,14 +28,18 @@ class Responses:
         self._source = Y.responses if self._recording is not None else Y
         shape = tuple(self._source.shape)
         if len(shape) != 2:
-            raise ValueError(f"Y has shape {shape}; expected (stimulus, unit): average over time first")
+            what = "one unit is Y[:][:, None]" if len(shape) == 1 else "average over time first"
+            raise ValueError(f"Y has shape {shape}; expected (stimulus, unit): {what}")
+        if shape[1] == 0:
+            raise ValueError(f"Y has shape {shape}, which is no unit at all; expected at least one")
         self.n, self.v = int(shape[0]), int(shape[1])
 
     def read(self, part: slice) -> np.ndarray:
         """Some columns in memory."""
         if self._recording is not None:
             return np.asarray(self._recording.read(units=part))
-        return np.asarray(self._source[:, part])
+        # A copy of a memory map is what reads it; a view would leave that to whoever looks first.
+        return np.array(self._source[:, part]) if self.on_disk else self._source[:, part]
 
     @property
     def on_disk(self) -> bool:
@@ -59,18 +63,19 @@ class Responses:
 
     def blocks(self, width: int) -> Iterator[tuple[slice, np.ndarray]]:
         """Columns and what they hold, the next ones read while the last are worked on where they are on disk."""
-        slices = self.slices(width)
         if not self.on_disk:
-            for part in slices:
+            for part in self.slices(width):
                 yield part, self.read(part)
             return
+        reads = self.slices(max(width, self.stride))  # whole chunks, which are taken apart in memory
         with ThreadPoolExecutor(1) as reader:
-            coming: Future[np.ndarray] = reader.submit(self.read, slices[0])
-            for i, part in enumerate(slices):
+            coming: Future[np.ndarray] = reader.submit(self.read, reads[0])
+            for i, whole in enumerate(reads):
                 values = coming.result()
-                if i + 1 < len(slices):
-                    coming = reader.submit(self.read, slices[i + 1])
-                yield part, values
+                if i + 1 < len(reads):
+                    coming = reader.submit(self.read, reads[i + 1])
+                for part in parts(values.shape[1], width):
+                    yield slice(whole.start + part.start, whole.start + part.stop), values[:, part]
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from .estimator import (
     checked_memory,
 )
 from .folds import Rows as FoldRows
-from .folds import fold_rows
+from .folds import scored_folds
 from .scale_out import runner
 from .stream import Plan, Task, block_width, make_plan
 from .weights import kept_weights, weight_store
@@ -73,6 +73,7 @@ class CrossValidated(NamedScore, AxisEncoder):
         width = block_width(design, plan, len(alphas), memory)
         with weight_store(self.weights) as store, runner(executor, folder) as run:
             fit = fit_units(design, responses, task, width, per_unit=bool(self.per_unit), store=store, run=run)
+            require_complete(fit, design.n)  # before a file of weights takes the place of an older one
         self._keep(design, fit, plan)
         self.alphas_ = alphas
         self.alpha_ = self._per_unit(np.where(fit.complete, alphas[fit.alpha], np.nan))
@@ -95,21 +96,31 @@ class CrossValidated(NamedScore, AxisEncoder):
         keep_fit(self, design, fit, plan)
 
     def _folds(self, n: int, groups: Any) -> list[FoldRows]:
-        """Training and test rows of every fold, some of which hold enough rows for a score."""
-        placeholder = np.empty((n, 1))
-        folds = fold_rows(self.cv, placeholder, placeholder, checked_groups(groups, n))
-        if max(len(test) for _, test in folds) < 2:
+        """Training and test rows of the folds that hold enough rows for a score."""
+        score, placeholder = self._checked_score(), np.empty((n, 1))
+        return scored_folds(self.cv, placeholder, placeholder, checked_groups(groups, n), score)
+
+    def _checked_nested(self, design: SpectralDesign) -> None:
+        """Whether a design can answer for scores at penalties that are chosen without the fold they are scored on."""
+        if not design.nested:
+            return
+        if not self.per_unit:
             raise ValueError(
-                f"cv={self.cv!r} gives test folds of one row, where score={self.__dict__['score']!r} is undefined; "
-                "use fewer folds"
+                "nested=True with per_unit=False: nested scores are computed for a penalty of each unit alone; take "
+                "per_unit=True, or score rows that are kept out of the fit"
             )
-        return folds
+        if not any(trial.inner for layout in design.layouts for _, trials in layout.trains for trial in trials):
+            raise ValueError(
+                f"nested=True with {design.n_folds} folds: no fold leaves another to choose a penalty with; expected "
+                "at least three folds that differ, as cv=3 gives"
+            )
 
     def _checked_design(self, design: SpectralDesign, groups: Any) -> SpectralDesign:
         """A design made for the same question as this encoder asks."""
         if groups is not None:
             raise ValueError("groups and a design were given; the folds of a design are made: design(X, groups)")
         require_same(self, design, self._shared)
+        self._checked_nested(design)
         return design
 
 
@@ -131,7 +142,8 @@ class RidgeCV(CrossValidated, SpectralEncoder):
         handed on to a splitter; an iterable of rows decides alone.
     score : {"r", "r2"}
         What alpha maximises: the Pearson correlation or R^2, computed per fold and averaged over folds. A fold in
-        which the responses, or for "r" the predictions, are constant is left out of a unit's average.
+        which the responses, or for "r" the predictions, are constant is left out of a unit's average. One of fewer than
+        three test rows, or for "r2" two, is left out altogether, with a warning.
     per_unit : bool
         One alpha for each unit; otherwise one alpha for all, the best on average over units.
     fit_intercept : bool
@@ -143,7 +155,7 @@ class RidgeCV(CrossValidated, SpectralEncoder):
     nested : bool
         Also score each fold at the alpha that the other folds choose without it: `nested_score_`. Pairs of folds are
         left out for it, so that ``cv * (cv - 1) / 2`` more training sets are decomposed. A fold that nothing is left to
-        choose for, as the first of a time series, is left out.
+        choose for, as the first of a time series, is left out. Needs at least three folds, and `per_unit`.
     keep_scores : bool
         Keep the score of every alpha: `cv_scores_`.
     weights : {"memory", "none"} or path
@@ -170,7 +182,8 @@ class RidgeCV(CrossValidated, SpectralEncoder):
     cv_scores_ : ndarray, shape (alpha, unit)
         Cross-validated score at every alpha; with `keep_scores`.
     edge_fraction_ : float
-        Fraction of the units with a score above zero that still climbs at an end of the alphas.
+        Fraction of the units without NaN whose score is best, and above zero, at an end of the alphas, by more than
+        0.001 over the next alpha. Without `per_unit` it is the mean score over units that counts: 0 or 1.
     axes_ : ndarray, shape (feature, axis)
     weights_ : ndarray, shape (axis, unit), or None
         Principal axes of the stimuli and the weights along them; `coef_` is their product.
@@ -260,7 +273,7 @@ class RidgeCV(CrossValidated, SpectralEncoder):
         """
         X = self._checked_features(X)
         folds = self._folds(X.shape[0], groups)
-        return SpectralDesign(
+        design = SpectralDesign(
             X,
             folds,
             fit_intercept=bool(self.fit_intercept),
@@ -268,6 +281,8 @@ class RidgeCV(CrossValidated, SpectralEncoder):
             nested=bool(self.nested),
             device=pick_device(self.device),
         )
+        self._checked_nested(design)
+        return design
 
     def _checked_design(self, design: SpectralDesign, groups: Any) -> SpectralDesign:
         design = super()._checked_design(design, groups)
@@ -290,12 +305,16 @@ def require_features(design: SpectralDesign) -> None:
         raise ValueError("the design holds a kernel and no features; fit KernelRidgeCV to it")
 
 
-def keep_fit(encoder: Any, design: SpectralDesign, fit: Fit, plan: Plan) -> None:
-    """What `predict` needs, as attributes."""
+def require_complete(fit: Fit, n: int) -> None:
+    """Refuse responses of n rows that all hold NaN."""
     if not fit.complete.any():
         raise ValueError(
-            f"every unit of Y (shape {(design.n, len(fit.complete))}) holds NaN; leave out the rows without responses"
+            f"every unit of Y (shape {(n, len(fit.complete))}) holds NaN; leave out the rows without responses"
         )
+
+
+def keep_fit(encoder: Any, design: SpectralDesign, fit: Fit, plan: Plan) -> None:
+    """What `predict` needs, as attributes."""
     to_axes = design.whole(plan.by_rows)[1]
     if isinstance(to_axes, Map):
         encoder.axes_ = to_axes.axes.cpu().numpy()
@@ -315,6 +334,11 @@ def missing(fit: Fit) -> Iterator[str]:
 def remarks(fit: Fit, alphas: np.ndarray) -> Iterator[str]:
     """What the user should know of the fit, one sentence for each kind of trouble."""
     yield from missing(fit)
+    if fit.n_doubtful:
+        yield (
+            f"scores of {fit.n_doubtful} units were computed from predictions, because partial fractions disagreed "
+            "with them on some; features far outside the range of the training rows can do that"
+        )
     v, n_unscored = len(fit.complete), int(np.isnan(fit.score[fit.complete]).sum())
     if n_unscored:
         yield (
@@ -417,6 +441,7 @@ class Ridge(SpectralEncoder):
         width = block_width(design, plan, 1, memory)
         with weight_store(self.weights) as store:
             fit = fit_units(design, responses, task, width, per_unit=True, index=index, store=store)
+            require_complete(fit, design.n)
             unknown = np.flatnonzero(fit.complete & np.isnan(alpha))
             if unknown.size:
                 raise ValueError(

@@ -76,8 +76,7 @@ def runner(executor: Any = None, folder: str | Path | None = None) -> Iterator[R
     ``ProcessPoolExecutor(8, mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(2,))``, or
     OMP_NUM_THREADS in the environment of the workers (Dask's LocalCluster sets it to 1).
 
-    A block is as wide as in one process that reads from the same place, at most 1024 units; a smaller `max_memory`
-    makes more of them.
+    A block is as wide as in one process that reads from the same place; a smaller `max_memory` makes more of them.
     """
     if executor is None and folder is None:
         yield here

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..device import doubles_are_fast
 from .design import Atoms, SpectralDesign, Train
-from .held_out import FARTHEST, applies, held_out_scores
+from .held_out import applies, held_out_scores, keeps_digits
 from .moments import choose
 from .responses import make_units
 from .sweep import Block, Buffers, Scorer, cross_products, loadings, make_block
@@ -61,8 +61,7 @@ def make_plan(design: SpectralDesign, alphas: np.ndarray, v: int) -> Plan:
     rows = design.dual or by_rows < by_products
     scored = min(fractions, prediction) + prepare + (by_rows if rows else by_products)
     held_out += long * len(alphas) * 2 * n**2 * v
-    reachable = design.dual and applies(design) and held_out < scored
-    if reachable and alphas[-1] <= FARTHEST[design.dtype] * design.everything()[0]:
+    if design.dual and applies(design) and held_out < scored and keeps_digits(design, alphas):
         return Plan("held-out", True)
     method = "fractions" if fractions <= prediction else "prediction"
     if not rows and design.too_rough(float(alphas[0])):
@@ -333,11 +332,17 @@ def mean_over_folds(scores: Sequence[Tensor]) -> np.ndarray:
 
 
 def mean_over_units(scores: np.ndarray) -> np.ndarray:
-    """Mean over the units that have a score, shape (alpha, 1)."""
-    scored = scores[:, ~np.isnan(scores).all(axis=0)]
-    if scored.shape[1] == 0:
-        return np.full((len(scores), 1), np.nan)
-    return scored.mean(axis=1, keepdims=True)
+    """Mean over the same units at every penalty, shape (alpha, 1).
+
+    These are the units with a score at every penalty at which any unit has one; if there are none, those with a score
+    at that penalty.
+    """
+    mean = np.full((len(scores), 1), np.nan)
+    scored = ~np.isnan(scores)
+    known = scored.any(axis=1)
+    everywhere = scored[known].all(axis=0)
+    mean[known] = np.nanmean(scores[known][:, everywhere if everywhere.any() else slice(None)], axis=1, keepdims=True)
+    return mean
 
 
 def still_climbing(scores: np.ndarray) -> np.ndarray:
@@ -366,12 +371,23 @@ def summed(products: Tensor | None, atoms: Atoms, buffers: Buffers) -> Tensor | 
 
 def block_width(design: SpectralDesign, plan: Plan, n_alphas: int, memory: int) -> int:
     """Units whose temporaries fit into so many bytes."""
-    short = 4 if design.dtype == torch.float32 else 8
+    short = design.dtype.itemsize
     rank = min(design.n, design.n_features)
-    folds = max(1, sum(len(tests) for layout in design.layouts for _, tests in layout.trains))
-    per_unit = design.n * (24 + short) + rank * (16 + 3 * short) + 8 * n_alphas * (folds + 6)
+    sizes = [[len(rows) for rows in layout.atoms] for layout in design.layouts]
+    trials = [
+        sum(size[a] for a in trial.atoms)
+        for size, layout in zip(sizes, design.layouts, strict=True)
+        for _, tests in layout.trains
+        for trial in tests
+    ]
+    per_unit = design.n * (24 + 3 * short)  # responses as read, the next ones, in float64 and about their means
+    per_unit += rank * (16 + 3 * short)  # loadings
+    per_unit += short * max(trials, default=0) * (min(n_alphas, 12) + 3)  # predictions of a skeleton
+    per_unit += 8 * n_alphas * (len(trials) + 9)  # scores
+    if not all(isinstance(rows, slice) for layout in design.rows for rows in layout):
+        per_unit += design.n * (8 + short)
     if plan.method == "held-out":
         per_unit += 8 * (4 * design.n)
     if not plan.by_rows:
-        per_unit += short * design.n_features * (max(len(layout.atoms) for layout in design.layouts) + 1)
+        per_unit += short * design.n_features * (max(map(len, sizes)) + 1)
     return int(min(_WIDEST, max(1, memory // per_unit)))

@@ -150,6 +150,17 @@ def test_seed():
     assert (one != other).all()
 
 
+def test_a_design_serves_any_number_of_tests():
+    """One-hot features in float64, whose axes the engine turns among themselves."""
+    X, Y = np.eye(10)[np.tile(np.arange(10), 20)], np.random.default_rng(0).standard_normal((200, 4))
+    design = RidgeCV().design(X)
+    first, *others = (permutation_test(design, Y, 10.0, n=9) for _ in range(3))
+    for other in others:
+        np.testing.assert_array_equal(other.observed, first.observed)
+        np.testing.assert_array_equal(other.null_mean, first.null_mean)
+    np.testing.assert_allclose(first.observed, RidgeCV([10.0]).fit(X, Y).cv_score_, atol=1e-9)
+
+
 def test_responses_anywhere(tmp_path):
     X, Y = simulate(v=7)
     expected = permutation_test(X, Y, 10.0, n=20).null_mean

@@ -19,7 +19,7 @@ from neuralign.encoders import Delays, split_r2
 from neuralign.encoders.linear import banded as module
 from neuralign.encoders.linear.banded import BandedRidgeCV, checked_spaces
 from neuralign.encoders.linear.ridge import RidgeCV
-from neuralign.encoders.linear.stream import BlockFitter
+from neuralign.encoders.linear.stream import BlockFitter, Plan
 
 # Grids are kept short here; the warning has a test of its own.
 pytestmark = pytest.mark.filterwarnings("ignore:.*of the chosen alphas lie at an end of the grid")
@@ -29,6 +29,7 @@ GAMMAS = np.array([[1, 1, 1], [6, 3, 1], [1, 0, 3], [0, 1, 0], [0.02, 0.08, 0.9]
 SHAPES = {"primal": (60, (4, 6, 5), 9), "dual": (40, (30, 50, 20), 9), "train<p<n": (40, (10, 14, 12), 9)}
 
 
+@pytest.mark.filterwarnings("ignore:.* folds have fewer than 3 test rows", "ignore:.*test folds of two rows at most")
 @parametrize_with_checks(
     [
         BandedRidgeCV(spaces=[slice(None)]),
@@ -597,3 +598,19 @@ def test_silent_when_all_is_well():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         BandedRidgeCV([4, 6], n_iter=6, score="r2").fit(X, Y)
+
+
+def test_partial_fractions_that_fail_are_counted_once(monkeypatch):
+    """The units of all sets of shares in which predictions disagreed, without those that hold NaN."""
+    X, Y = simulate(40, (4, 6), 5)
+    Y[0, 2] = np.nan
+    expected = BandedRidgeCV([4, 6], [0.1, 1.0, 1e5], n_iter=3)
+    with pytest.warns(UserWarning, match="hold NaN"):
+        expected.fit(X, Y)
+    monkeypatch.setattr(module, "make_plan", lambda *_: Plan("fractions", by_rows=True))
+    monkeypatch.setattr("neuralign.encoders.linear.stream._Scores.agree", lambda *_: False)
+    encoder = clone(expected)
+    with pytest.warns(UserWarning, match="scores of 4 units were computed from predictions") as caught:
+        encoder.fit(X, Y)
+    assert len([one for one in caught if "from predictions" in str(one.message)]) == 1
+    np.testing.assert_allclose(encoder.cv_score_, expected.cv_score_, atol=1e-9)

@@ -86,7 +86,10 @@ def check_operator(features, dense, runs, tolerance=1e-11):
         np.testing.assert_array_equal(gram, gram.T)
         np.testing.assert_allclose(gram, part.T @ part, **exact)
         np.testing.assert_allclose(features.sums(chosen), part.sum(0), **exact)
-        np.testing.assert_allclose(features.squares(chosen), (part**2).sum(0), **exact)
+        for mean in (np.zeros(part.shape[1]), part.mean(0), np.arange(part.shape[1]) / 3):
+            about = torch.from_numpy(mean)
+            np.testing.assert_allclose(features.squares(chosen, about), ((part - mean) ** 2).sum(0), **exact)
+            np.testing.assert_allclose(features.gram(chosen, about), (part - mean).T @ (part - mean), **exact)
         np.testing.assert_array_equal(features.varying(chosen), np.ptp(part, axis=0) > 0)
         np.testing.assert_allclose(features.project(chosen, torch.from_numpy(V)), part @ V, **exact)
         Y = rng.standard_normal((len(part), 6)).astype(dtype)
@@ -183,7 +186,11 @@ def test_few_rows_are_delayed_at_once(monkeypatch):
         product()
         assert 1000 < max(sizes) <= 2000
         sizes.clear()
-    for product in (features.kernel, lambda: features.sums(every), lambda: features.squares(every)):
+    for product in (
+        features.kernel,
+        lambda: features.sums(every),
+        lambda: features.squares(every, torch.zeros(features.shape[1], dtype=torch.float64)),
+    ):
         product()
         assert sizes == []  # not delayed at all
 

@@ -29,6 +29,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*of the chosen alphas lie at an
 HERE = torch.device("cpu")
 
 
+@pytest.mark.filterwarnings("ignore:.* folds have fewer than 3 test rows", "ignore:.*test folds of two rows at most")
 @parametrize_with_checks(
     [
         KernelRidgeCV(),
@@ -484,3 +485,11 @@ def test_cuda_device_gives_the_same(kernel):
     here, there = (KernelRidgeCV(kernel=kernel, keep_scores=True, device=d).fit(X, Y) for d in ("cpu", "cuda"))
     np.testing.assert_allclose(there.cv_scores_, here.cv_scores_, atol=1e-9)
     np.testing.assert_allclose(there.predict(X), here.predict(X), atol=1e-9)
+
+
+def test_nested_needs_folds_to_choose_with():
+    rng = np.random.default_rng(0)
+    X, Y = rng.standard_normal((30, 4)), rng.standard_normal((30, 2))
+    for parameters, message in (({"cv": 2}, "with 2 folds"), ({"per_unit": False}, "with per_unit=False")):
+        with pytest.raises(ValueError, match=f"nested=True {message}"):
+            KernelRidgeCV([1.0], nested=True, **parameters).fit(X, Y)

@@ -216,3 +216,13 @@ def test_data_out_of_range(tmp_path):
         Ridge().fit(X, np.full_like(Y, np.nan))
     with pytest.raises(ValueError, match="target y is None"):
         Ridge().fit(X, None)
+
+
+def test_a_fit_that_fails_leaves_weights_on_disk_alone(tmp_path):
+    X, Y = simulate()
+    path = tmp_path / "weights.npy"
+    Ridge(weights=path).fit(X, Y)
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="every unit of Y"):
+        Ridge(weights=path).fit(X, np.full_like(Y, np.nan))
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]

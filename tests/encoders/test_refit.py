@@ -30,7 +30,7 @@ def orders_of(n, n_orders=4, seed=1):
 
 
 def reference(X, Y, folds, alpha, orders, score, fit_intercept=True, standardise=False):
-    """Every fold refitted by the normal equations, in float64, unit by unit."""
+    """Every fold refitted from a singular value decomposition, in float64, unit by unit."""
     X, Y = X.astype(np.float64), Y.astype(np.float64)
     scores = np.full((len(orders), len(folds), Y.shape[1]), np.nan)
     for i, order in enumerate(orders):
@@ -38,15 +38,17 @@ def reference(X, Y, folds, alpha, orders, score, fit_intercept=True, standardise
             offset = X[train].mean(0) if fit_intercept else 0.0
             scale = X[train].std(0) if standardise else 1.0
             A, B = (X[train] - offset) / scale, (X[test] - offset) / scale
+            left, s, axes = np.linalg.svd(A, full_matrices=False)
+            left, s, axes = left[:, s > 1e-12 * s[0]], s[s > 1e-12 * s[0]], axes[s > 1e-12 * s[0]]
             for u in range(Y.shape[1]):
                 y = Y[order, u]
                 mean = y[train].mean() if fit_intercept else 0.0
-                weights = A.T @ np.linalg.solve(A @ A.T + alpha[u] * np.eye(len(A)), y[train] - mean)
-                predicted, t = B @ weights + mean, y[test]
-                if np.ptp(t) == 0 or (score == "r" and np.ptp(predicted) < 1e-9):
+                change = B @ axes.T @ (s / (s**2 + alpha[u]) * (left.T @ (y[train] - mean)))
+                predicted, t = change + mean, y[test]
+                if np.ptp(t) == 0 or (score == "r" and fit_intercept and np.ptp(y[train]) == 0):
                     continue
                 scores[i, f, u] = (
-                    np.corrcoef(predicted, t)[0, 1]
+                    np.corrcoef(change, t)[0, 1]
                     if score == "r"
                     else 1 - ((t - predicted) ** 2).sum() / ((t - t.mean()) ** 2).sum()
                 )
@@ -163,6 +165,53 @@ def test_equal_eigenvalues(monkeypatch, way):
     np.testing.assert_allclose(found, expected, atol=1e-9)
 
 
+@pytest.mark.parametrize("way", [HAT, PRODUCTS, BY_ROWS])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_design_is_left_as_it_was(monkeypatch, dtype, way):
+    X, Y = np.eye(10, dtype=dtype)[np.arange(200) % 10], np.random.default_rng(0).standard_normal((200, 6))
+    encoder = RidgeCV([1.0, 10.0, 100.0], keep_scores=True)
+    design, orders = encoder.design(X), orders_of(200)
+    assert any(test.quadratic.turns for train in design.trains(0, True) for test in train.tests)
+    surface = encoder.fit(design, Y).cv_scores_
+    first, second = (fixed(monkeypatch, way, design, Y, 10.0, orders, "r2") for _ in range(2))
+    np.testing.assert_array_equal(second, first)
+    np.testing.assert_array_equal(encoder.fit(design, Y).cv_scores_, surface)
+
+
+@pytest.mark.parametrize("score", ["r", "r2"])
+@pytest.mark.parametrize("fit_intercept", [True, False])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float32, 2e-5), (np.float64, 1e-9)])
+@pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
+@pytest.mark.parametrize(
+    ("n", "p", "way"), [(60, 8, HAT), (60, 8, PRODUCTS), (60, 8, BY_ROWS), (30, 70, HAT), (30, 70, BY_ROWS)]
+)
+def test_predictions_of_any_size(monkeypatch, n, p, way, scale, dtype, tolerance, fit_intercept, score):
+    """A large penalty, or features in tesla, make predictions whose squares float32 cannot hold."""
+    X, Y = simulate(n, p, 3, offset=1.0)
+    X, Y = (scale * X).astype(dtype), Y.astype(dtype)
+    alphas, orders, folds = np.logspace(-2, 30, 9), orders_of(n, 2), fold_rows(5, X, Y, None)
+    encoder = RidgeCV(alphas, score=score, keep_scores=True, fit_intercept=fit_intercept)
+    design = encoder.design(X)
+    of_ridge = encoder.fit(design, Y).cv_scores_
+    for alpha, one in zip(alphas, of_ridge, strict=True):
+        found = fixed(monkeypatch, way, design, Y, alpha, orders, score)
+        expected = reference(X, Y, folds, np.full(3, alpha), orders, score, fit_intercept)
+        np.testing.assert_allclose(found, expected, atol=tolerance)
+        np.testing.assert_allclose(found[0], one, atol=tolerance)
+
+
+@pytest.mark.parametrize("column", [3, 1205])
+def test_infinity_is_reported_where_it_is(column):
+    X, _ = simulate(31, 4)
+    Y = np.random.default_rng(0).standard_normal((31, 1240))
+    Y[7, column] = np.inf
+    design, alphas, orders = RidgeCV().design(X), np.array([1.0, 10.0]), orders_of(31)
+    with pytest.raises(ValueError, match=f"infinity in unit {column};"):
+        list(chosen_scores(design, Responses(Y), alphas, orders, "r", 2**20))
+    with pytest.raises(ValueError, match=f"infinity in unit {column};"):
+        list(fixed_scores(design, Responses(Y), np.ones(1240), orders, "r", 2**20))
+
+
 @pytest.mark.parametrize("way", [HAT, PRODUCTS])
 @pytest.mark.parametrize("score", ["r", "r2"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(np.float32, 2e-5), (np.float64, 1e-9)])
@@ -272,5 +321,6 @@ def test_way_follows_flops_digits_and_memory():
     assert cheapest(wide, 1000, alphas, 1000, 2**30) == HAT
     assert cheapest(tall, 1000, alphas, 1000, 2**30) == PRODUCTS
     assert not cheapest(wide, 1000, alphas, 1000, 1000).hat
-    rough = RidgeCV().design((rng.standard_normal((2000, 5)) * np.logspace(0, -7, 5)).astype(np.float32))
+    turn = np.linalg.qr(rng.standard_normal((5, 5)))[0]  # large and small axes in every feature
+    rough = RidgeCV().design((rng.standard_normal((2000, 5)) * np.logspace(0, -7, 5) @ turn).astype(np.float32))
     assert cheapest(rough, 1000, np.array([1e-9]), 1000, 2**30) == BY_ROWS

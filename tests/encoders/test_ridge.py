@@ -16,12 +16,13 @@ from neuralign.encoders.linear.design import SpectralDesign
 from neuralign.encoders.linear.folds import fold_rows
 from neuralign.encoders.linear.moments import choose
 from neuralign.encoders.linear.ridge import RidgeCV
-from neuralign.encoders.linear.stream import BlockFitter
+from neuralign.encoders.linear.stream import BlockFitter, mean_over_units
 
 # Grids are kept short here; the warning has a test of its own.
 pytestmark = pytest.mark.filterwarnings("ignore:.*of the chosen alphas lie at an end of the grid")
 
 
+@pytest.mark.filterwarnings("ignore:.* folds have fewer than 3 test rows", "ignore:.*test folds of two rows at most")
 @parametrize_with_checks(
     [RidgeCV(), RidgeCV(per_unit=False, standardise=True, score="r2"), RidgeCV(fit_intercept=False)]
 )
@@ -189,7 +190,53 @@ def test_one_warning_when_the_grid_ends_too_early():
         RidgeCV(alphas=[0.01]).fit(X, Y)
 
 
+def test_shared_alpha_climbs_by_the_mean_over_units():
+    """Half of the units climb by themselves, but the mean over units is best inside the grid."""
+    rng = np.random.default_rng(1)
+    X = rng.standard_normal((100, 60))
+    signal = X @ rng.standard_normal((60, 20))
+    Y = signal + np.repeat([0.0, 40.0], 10) * rng.standard_normal(signal.shape)
+    grid = [1e-1, 1e1, 1e2, 1e3]
+    with pytest.warns(UserWarning, match="lie at an end of the grid"):
+        each = RidgeCV(alphas=grid, score="r2", keep_scores=True).fit(X, Y)
+    assert each.edge_fraction_ > 0.4 and 0 < each.cv_scores_.mean(1).argmax() < 3
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        shared = RidgeCV(alphas=grid, score="r2", per_unit=False).fit(X, Y)
+    assert shared.edge_fraction_ == 0
+    with pytest.warns(UserWarning, match="100% of the chosen alphas lie at an end of the grid"):
+        assert RidgeCV(alphas=[1e2, 1e3], score="r2", per_unit=False).fit(X, signal).edge_fraction_ == 1
+
+
+def test_mean_over_units_compares_the_same_units_at_every_alpha():
+    nan = np.nan
+    unscored_once = np.array([[0.1, 0.2, 0.9, nan], [0.3, 0.4, nan, nan], [0.2, 0.5, 0.9, nan]])
+    np.testing.assert_allclose(mean_over_units(unscored_once)[:, 0], [0.15, 0.35, 0.35])
+    nowhere = np.array([[nan, nan], [0.3, 0.4], [0.2, nan]])  # an alpha without any score is no reason to drop units
+    np.testing.assert_allclose(mean_over_units(nowhere)[:, 0], [nan, 0.3, 0.2])
+    none_everywhere = np.array([[0.1, nan], [nan, 0.4]])
+    np.testing.assert_allclose(mean_over_units(none_everywhere)[:, 0], [0.1, 0.4])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert np.isnan(mean_over_units(np.full((2, 3), nan))).all() and mean_over_units(np.empty((2, 0))).shape == (
+            2,
+            1,
+        )
+
+
 # Folds
+
+
+def test_nested_needs_folds_to_choose_with():
+    """Also of a design that was made for an alpha of each unit."""
+    X, Y = simulate()
+    encoder = RidgeCV(alphas=[1.0, 10.0], nested=True, cv=3)
+    design = encoder.design(X)
+    assert np.isfinite(encoder.fit(design, Y).nested_score_).all()
+    with pytest.raises(ValueError, match="nested=True with per_unit=False"):
+        encoder.set_params(per_unit=False).fit(design, Y)
+    with pytest.raises(ValueError, match="nested=True with 2 folds"):
+        RidgeCV(nested=True, cv=2).design(X)
 
 
 def test_int_with_groups_keeps_groups_whole():
@@ -456,7 +503,7 @@ def test_constant_fold_is_left_out_of_the_average(dtype):
         ({"alphas": [1.0, -2.0]}, "alphas holds -2"),
         ({"alphas": [1.0, np.inf]}, "alphas holds inf"),
         ({"alphas": []}, "alphas is empty"),
-        ({"alphas": "many"}, "alphas='many'"),
+        ({"alphas": "auto"}, "alphas='auto': expected numbers above zero, or None for 21 from 0.01 to 1e.08"),
         ({"cv": 1}, "cv=1: the number of folds must lie between 2 and 60"),
         ({"cv": 61}, "cv=61"),
         ({"cv": "five"}, "cv='five'"),
@@ -469,6 +516,9 @@ def test_constant_fold_is_left_out_of_the_average(dtype):
         ({"cv": [(np.arange(30), [31.0])]}, "dtype float64"),
         ({"cv": [np.arange(30)]}, "expected a pair"),
         ({"cv": LeaveOneOut()}, "test folds of one row"),
+        ({"nested": True, "cv": 2}, "nested=True with 2 folds.*at least three folds"),
+        ({"nested": True, "cv": [(np.arange(40), np.arange(40, 60))] * 2}, "nested=True with 2 folds"),
+        ({"nested": True, "per_unit": False}, "nested=True with per_unit=False"),
         ({"device": "gpu"}, "device='gpu'"),
         ({"max_memory": 0}, "max_memory=0"),
         ({"max_memory": np.inf}, "max_memory=inf"),
@@ -522,3 +572,14 @@ def test_data_out_of_range():
         encoder.fit(X, np.full_like(Y, np.nan))
     with pytest.raises(ValueError, match="flatten the tokens"):
         encoder.fit(X, Y).predict(X.reshape(60, 2, 4))
+
+
+@pytest.mark.parametrize("per_unit", [True, False])
+def test_a_fit_that_fails_leaves_weights_on_disk_alone(per_unit, tmp_path):
+    X, Y = simulate()
+    path = tmp_path / "weights.npy"
+    RidgeCV(weights=path, per_unit=per_unit).fit(X, Y)
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="every unit of Y"):
+        RidgeCV(weights=path, per_unit=per_unit).fit(X, np.full_like(Y, np.nan))
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]

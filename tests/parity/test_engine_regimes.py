@@ -20,7 +20,7 @@ from sklearn.model_selection import (
 
 from neuralign.encoders.linear.assemble import fit_units
 from neuralign.encoders.linear.design import SpectralDesign
-from neuralign.encoders.linear.held_out import FARTHEST, applies
+from neuralign.encoders.linear.held_out import applies, keeps_digits
 from neuralign.encoders.linear.responses import Responses
 from neuralign.encoders.linear.ridge import RidgeCV
 from neuralign.encoders.linear.stream import Plan, Task, make_plan
@@ -262,7 +262,7 @@ def routes(design, alphas, v):
         for by_rows in (True, False):
             if by_rows or not (design.dual or rough):
                 yield Plan(method, by_rows)
-    if design.dual and applies(design) and alphas[-1] <= FARTHEST[design.dtype] * design.everything()[0]:
+    if design.dual and applies(design) and keeps_digits(design, alphas):
         yield Plan("held-out", True)
 
 
