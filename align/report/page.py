@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from ...datasets.rdms import RDMs
+from ..bands import is_part
 from ..provenance import provenance
 from ..results import NUMBERS, csv_text
 from ..score import COLUMNS, Evidence
@@ -72,11 +73,12 @@ def render(tables: list[pd.DataFrame]) -> str:
     tables = [table for table in tables if len(table)]
     table = pd.concat([_bare(part) for part in tables], ignore_index=True)
     named = table.assign(target=targets(table.drop(columns="target", errors="ignore"))).drop_duplicates(COLUMNS)
-    scores, geometry = named[~is_geometry(named)], named[is_geometry(named)]
+    # Parts of a score stand in the table; they are no scores to be ranked or drawn as a profile.
+    scores, geometry = named[~is_geometry(named) & ~is_part(named)], named[is_geometry(named)]
     evidence = [(_bare(part), part.attrs["evidence"]) for part in tables if "evidence" in part.attrs]
     sections = [
         _score_section("Encoding scores", scores, _SCORE_HEATMAP, _SCORE_PROFILE),
-        _unit_section(table, evidence),
+        _unit_section(table[~is_part(table)], evidence),
         _gallery_section(table, evidence),
         _score_section("RSA scores", geometry, _RSA_HEATMAP, _RSA_PROFILE),
         _map_section(table, evidence),

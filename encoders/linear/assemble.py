@@ -90,7 +90,7 @@ def fit_units(
         if block.weights is not None:
             if weights is None:
                 shape, dtype = (len(block.weights), v), block.weights.dtype
-                weights = np.empty(shape, dtype) if store is None else store(shape, dtype)
+                weights = np.empty(shape, dtype, order="F") if store is None else store(shape, dtype)
             weights[:, block.part] = block.weights
 
     with _bar(v) as bar:

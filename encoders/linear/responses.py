@@ -120,10 +120,12 @@ def make_units(values: np.ndarray, start: int, order: np.ndarray, centre: bool, 
     columns = np.flatnonzero(complete)
     chosen = values if complete.all() else values[:, columns]
     Y = torch.from_numpy(np.asarray(chosen[order], dtype=np.float64)).to(device)
-    low, high = torch.aminmax(Y, dim=0) if Y.shape[1] else (Y.new_zeros(0), Y.new_zeros(0))
-    mean = torch.where(low == high, low, Y.mean(0)) if centre else torch.zeros_like(low)
+    mean = Y.mean(0) if centre and len(columns) else torch.zeros(len(columns), dtype=torch.float64, device=device)
     Y -= mean
     size = torch.linalg.vector_norm(Y, dim=0) / len(Y) ** 0.5
+    for column in torch.nonzero(size <= 1e-9 * mean.abs())[:, 0].tolist():
+        if (chosen[:, column] == chosen[0, column]).all():  # constant: centred, it is zero without rounding
+            mean[column], size[column], Y[:, column] = float(chosen[0, column]), 0.0, 0.0
     size = torch.where(size > 0, size, 1.0)
     Y /= size
     return Units(start + columns, Y, mean, size)

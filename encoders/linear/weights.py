@@ -28,7 +28,8 @@ def weight_store(where: Any) -> Iterator[Store | None]:
     if not isinstance(where, str | Path) or Path(where).suffix != ".npy":
         raise ValueError(f"weights={where!r}: expected 'memory', 'none' or a path that ends in .npy")
     with atomic(Path(where)) as path:
-        yield lambda shape, dtype: np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+        # The weights of a unit lie side by side, as blocks of units bring them.
+        yield lambda shape, dtype: np.lib.format.open_memmap(path, "w+", dtype, shape, fortran_order=True)
 
 
 def kept_weights(where: Any, weights: np.ndarray | None) -> np.ndarray | None:

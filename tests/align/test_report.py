@@ -277,6 +277,15 @@ def test_a_table_alone_gives_scores_and_table(tmp_path, tables):
     assert titles == ["neuralign report", "Encoding scores", "Table", "How it was made"]
 
 
+def test_parts_of_a_score_are_listed_and_not_ranked(tmp_path):
+    """Layers as bands: all of them have the score, each has a part of it, and a part may look like the best layer."""
+    rows = [Score("net", layer, "set", "1", "V4", "r", score) for layer, score in (("all", 0.4), ("one", 0.5))]
+    whole = tabulate([replace(row, formula="bands-1 BandedRidgeCV cv=5", n_units=3, n_stimuli=9) for row in rows])
+    page = align.report(whole, tmp_path / "page.html").read_text()
+    said, table = page.split("<table", 1)
+    assert ">one<" in table and "net all" in said and "net one" not in said
+
+
 def test_evidence_from_a_file_gives_the_same_figures(tmp_path, tables, html):
     for k, table in enumerate(tables):
         align.save_results(table, tmp_path / f"{k}.h5")

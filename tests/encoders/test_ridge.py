@@ -1,6 +1,7 @@
 import pickle
 import warnings
 
+import h5py
 import joblib
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from neuralign.encoders.linear.design import SpectralDesign
 from neuralign.encoders.linear.folds import fold_rows
 from neuralign.encoders.linear.moments import choose
+from neuralign.encoders.linear.responses import Responses
 from neuralign.encoders.linear.ridge import RidgeCV
 from neuralign.encoders.linear.stream import BlockFitter, mean_over_units
 
@@ -436,6 +438,83 @@ def test_no_information_in_the_features():
         encoder = RidgeCV(standardise=True).fit(np.full((60, 3), 0.1), Y)
     np.testing.assert_array_equal(encoder.coef_, np.zeros((3, 5)))
     np.testing.assert_allclose(encoder.predict(np.zeros((2, 3))), np.tile(Y.mean(0), (2, 1)))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("smallest", [1e-6, 1e-14, 1e-18])
+def test_penalties_far_below_the_spectrum_are_not_left_to_one_decomposition(smallest, dtype):
+    """Fewer training rows than features, and fewer features than rows: all rows leave axes free that a fold uses."""
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((100, 85)).astype(dtype)
+    Y = (X[:, :3] @ rng.standard_normal((3, 2)) + rng.standard_normal((100, 2))).astype(dtype)
+    alphas = np.array([smallest, 1.0, 100.0])
+    surface = RidgeCV(alphas, keep_scores=True).fit(X, Y).cv_scores_
+    for k, alpha in enumerate(alphas):
+        scores = []
+        for train, test in KFold(5).split(X):
+            F = (X[train] - X[train].mean(0, dtype=np.float64)).astype(np.float64)
+            U, s, V = np.linalg.svd(F, full_matrices=False)
+            keep = s > 1e-10 * s[0]
+            y = Y[train] - Y[train].mean(0, dtype=np.float64)
+            b = V[keep].T @ ((s[keep] / (s[keep] ** 2 + alpha))[:, None] * (U[:, keep].T @ y))
+            p = (X[test] - X[train].mean(0, dtype=np.float64)) @ b
+            scores.append([np.corrcoef(p[:, u], Y[test, u])[0, 1] for u in range(2)])
+        np.testing.assert_allclose(surface[k], np.mean(scores, 0), atol=1e-5 if dtype == np.float32 else 1e-8)
+
+
+@pytest.mark.parametrize("offset", [1e4, 1e6])
+@pytest.mark.parametrize("standardise", [False, True])
+def test_sessions_far_from_each_other(standardise, offset):
+    """One session trains and the other tests; the offset between the two may not cost digits of either."""
+    rng = np.random.default_rng(0)
+    X, Y = simulate(200, 6, v=3, noise=2.0)
+    there = X.copy()
+    there[100:] += offset * rng.standard_normal(6)
+    folds = [(np.arange(100), np.arange(100, 150)), (np.arange(100, 200), np.arange(50))]
+    how = {"cv": folds, "alphas": [0.1, 10.0, 1000.0], "standardise": standardise, "keep_scores": True}
+    for x, tolerance in ((there, 1e-8), (there.astype(np.float32), 5e-4)):
+        known = x.astype(np.float64)
+        surface = RidgeCV(**how).fit(x, Y.astype(x.dtype)).cv_scores_
+        for k, alpha in enumerate(how["alphas"]):
+            scores = []
+            for train, test in folds:
+                mean, scale = known[train].mean(0), known[train].std(0) if standardise else 1.0
+                F = (known[train] - mean) / scale
+                b = np.linalg.solve(F.T @ F + alpha * np.eye(6), F.T @ (Y[train] - Y[train].mean(0)))
+                p = (known[test] - mean) / scale @ b
+                scores.append([np.corrcoef(p[:, u], Y[test, u])[0, 1] for u in range(3)])
+            np.testing.assert_allclose(surface[k], np.mean(scores, 0), atol=tolerance)
+
+
+def test_axes_of_wide_features_keep_the_digits_of_small_penalties():
+    rng = np.random.default_rng(0)
+    X = (rng.standard_normal((100, 300)) * np.logspace(0, -3, 300)).astype(np.float32)
+    y = rng.standard_normal((100, 1)).astype(np.float32)
+    encoder = RidgeCV([1e-6, 1e-5]).fit(X, y)
+    F = X - X.mean(0, dtype=np.float64)
+    dual = np.linalg.solve(F @ F.T + encoder.alpha_[0] * np.eye(100), y - y.mean(dtype=np.float64))
+    expected = F @ (F.T @ dual) + y.mean(dtype=np.float64)
+    np.testing.assert_allclose(encoder.predict(X), expected, atol=1e-4 * expected.std())
+
+
+@pytest.mark.parametrize("chunk", [7, 400])
+def test_chunks_on_disk_are_read_once(chunk, tmp_path, monkeypatch):
+    X, Y = simulate(v=500)
+    with h5py.File(tmp_path / "y.h5", "w") as file:
+        dataset = file.create_dataset("Y", data=Y, chunks=(60, chunk))
+        reads = []
+        read = Responses.read
+        monkeypatch.setattr(Responses, "read", lambda self, part: reads.append(part) or read(self, part))
+        encoder = RidgeCV(max_memory=400_000).fit(X, dataset)
+    starts = [part.start for part in reads]
+    assert starts == sorted(set(starts)) and all(start % chunk == 0 for start in starts)
+    np.testing.assert_allclose(encoder.coef_, RidgeCV().fit(X, Y).coef_, rtol=1e-9)
+
+
+def test_units_that_are_no_table():
+    for shape, message in (((60, 0), "no unit at all"), ((60, 2, 2), "average over time first")):
+        with pytest.raises(ValueError, match=message):
+            Responses(np.zeros(shape))
 
 
 # Units that cannot be fitted or scored

@@ -83,10 +83,11 @@ def main(method, n, p, v, alphas, folds, out, folder=None, device="cpu"):
         from himalaya.backend import set_backend
         from himalaya.kernel_ridge import KernelRidgeCV
         from himalaya.ridge import RidgeCV
+        from himalaya.scoring import r2_score
 
         set_backend(backend)
         kind = {"RidgeCV": RidgeCV, "KernelRidgeCV": KernelRidgeCV}[name]
-        solver = {"n_targets_batch": 5000} if v > 5000 else {}
+        solver = {"score_func": r2_score} | ({"n_targets_batch": 5000} if v > 5000 else {})
         encoder = kind(alphas=grid.astype(np.float32), cv=folds, fit_intercept=True, solver_params=solver)
 
         def fit():
