@@ -336,10 +336,10 @@ class DelayedFeatures:
         return torch.cat([F @ V for _, F in self._blocks(rows, torch.float64)])
 
     def combine(self, W: Tensor) -> Tensor:
-        """X' W over all rows, float64, shape (column, axis); W is float64, shape (sample, axis)."""
+        """X' W over all rows, float64, shape (column, axis)."""
         total = torch.zeros(self.shape[1], W.shape[1], dtype=torch.float64, device=self.device)
         for part, F in self._blocks(slice(None), torch.float64):
-            total.addmm_(F.T, W[part])
+            total.addmm_(F.T, W[part].double())
         return total
 
     @property

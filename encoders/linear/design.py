@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -13,81 +13,9 @@ import torch
 from torch import Tensor
 
 from .folds import Rows as FoldRows
+from .layout import Atoms, Trial, layouts, renumbered
 from .matrix import DenseFeatures, FeatureMatrix, Rows, as_rows
 from .spectrum import EPSILON, Axes, Quadratic, principal_axes, quadratic
-
-Atoms = tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One test of one training set: what is held out, and of which fold.
-
-    Attributes
-    ----------
-    atoms : tuple of int
-        The test rows.
-    fold : int
-        The outer fold that the score counts for.
-    inner : bool
-        Whether the score chooses a penalty for the fold, from rows that the fold trains on.
-    """
-
-    atoms: Atoms
-    fold: int
-    inner: bool
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Rows cut into atoms, the largest parts that every fold takes whole or not at all."""
-
-    atoms: tuple[np.ndarray, ...]  # row numbers, of each atom
-    trains: tuple[tuple[Atoms, tuple[Trial, ...]], ...]  # training sets, and what is tested on each
-
-
-def layouts(folds: Sequence[FoldRows], n: int, nested: bool) -> list[Layout]:
-    """One layout for all folds where they share atoms, as k-fold schemes do, else one for each fold."""
-    if not folds:
-        return [Layout((np.arange(n),), ())]
-    whole = _layout(folds, range(len(folds)), n, nested)
-    if len(whole.atoms) <= 2 * len(folds) + 2 or nested:
-        return [whole]
-    return [_layout(folds, [f], n, False) for f in range(len(folds))]
-
-
-def _layout(folds: Sequence[FoldRows], chosen: Iterable[int], n: int, nested: bool) -> Layout:
-    chosen = list(chosen)
-    membership = np.zeros((n, 2 * len(chosen)), dtype=bool)
-    for column, f in enumerate(chosen):
-        train, test = folds[f]
-        membership[train, 2 * column] = True
-        membership[test, 2 * column + 1] = True
-    first, atom = np.unique(membership, axis=0, return_index=True, return_inverse=True)[1:]
-    rank = np.argsort(np.argsort(first))  # atoms in the order of their first rows
-    atom = rank[np.ravel(atom)]
-    signature = membership[np.sort(first)]
-    by_train: dict[Atoms, list[Trial]] = {}
-    sides = [
-        (set(np.flatnonzero(signature[:, 2 * c])), set(np.flatnonzero(signature[:, 2 * c + 1])))
-        for c in range(len(chosen))
-    ]
-    for f, (trained, tested) in zip(chosen, sides, strict=True):
-        by_train.setdefault(_sorted(trained), []).append(Trial(_sorted(tested), f, inner=False))
-    if nested:
-        for f, (trained, tested) in zip(chosen, sides, strict=True):
-            for g, (other_trained, other_tested) in zip(chosen, sides, strict=True):
-                both, held_out = trained & other_trained, (other_tested - tested) & trained
-                if f != g and both and held_out:
-                    by_train.setdefault(_sorted(both), []).append(Trial(_sorted(held_out), f, inner=True))
-    order = np.argsort(atom, kind="stable")
-    rows = np.split(order, np.cumsum(np.bincount(atom))[:-1])
-    return Layout(tuple(rows), tuple((train, tuple(trials)) for train, trials in by_train.items()))
-
-
-def _sorted(atoms: set) -> Atoms:
-    return tuple(sorted(int(a) for a in atoms))
-
 
 # What meets the responses
 
@@ -215,7 +143,7 @@ class SpectralDesign:
         elif isinstance(X, np.ndarray):
             if len(self.layouts) == 1:  # rows of an atom side by side are a slice, which copies nothing
                 self.order = np.concatenate(self.layouts[0].atoms)
-                self.layouts = [_renumbered(self.layouts[0])]
+                self.layouts = [renumbered(self.layouts[0])]
             device = torch.device("cpu") if device is None else device
             self.matrix = DenseFeatures(X, fit_intercept, device, self.order)
             self.device, self.dtype = device, self.matrix.dtype
@@ -322,6 +250,8 @@ class SpectralDesign:
             atoms = tuple(range(len(self.layouts[0].atoms)))
             self._wholes[by_rows] = self._train(0, atoms, (), by_rows)
             self._of_all = None  # as large as what has been made of it
+            if not self.dual:
+                self._gram = None
         return self._wholes[by_rows]
 
     def everything(self) -> tuple[float, Tensor, Tensor, int | None]:
@@ -445,11 +375,11 @@ class SpectralDesign:
         rows = self.rows_of(layout, atoms)
         n = sum(len(self.layouts[layout].atoms[a]) for a in atoms)
         kernel, scale, features = self._kernel_of(rows, n)
-        mean = kernel[rows][:, rows].mean(0)
+        inner = kernel[rows][:, rows]
+        mean = inner.mean(0)
         if self._everything is not None and not trials:
             principal = self._known_axes(rows)
         else:
-            inner = kernel[rows][:, rows]
             principal = principal_axes(_centred(inner) if self.fit_intercept else inner, max(n, self.n_features))
         root = principal.eigenvalues.sqrt()
         to_axes = KernelMap(mean if self.fit_intercept else None, principal.vectors / (root * principal.top))
@@ -476,13 +406,17 @@ class SpectralDesign:
         # All rows: their axes among the features, whose rows are less their mean.
         weights = torch.zeros(self.n, len(principal.eigenvalues), dtype=torch.float64, device=self.device)
         weights[rows] = to_axes.projection
-        axes = features.combine(weights)
+        # Rounding grows with the root of the spread of the spectrum.
+        steep = len(principal.eigenvalues) > 0 and float(principal.eigenvalues[0]) < 1e-3
+        axes = features.combine(weights if steep else weights.to(self.dtype))
         offset = features.offset
         if self.fit_intercept:
             mean_row = features.sums(rows) / n
-            axes -= torch.outer(mean_row, to_axes.projection.sum(0)).to(axes.dtype)
+            axes.addr_(mean_row.to(axes.dtype), to_axes.projection.sum(0).to(axes.dtype), alpha=-1)
             offset = offset + mean_row
-        return train, Map(offset, axes / scale.square()[:, None].to(axes.dtype))
+        if self.standardise:
+            axes /= scale.square()[:, None].to(axes.dtype)
+        return train, Map(offset, axes)
 
     def _known_axes(self, rows: Rows) -> Axes:
         """Principal axes of all rows, in the order of `rows`, from `everything`."""
@@ -525,13 +459,6 @@ class SpectralDesign:
 
 def _exceeds(growths: Sequence[Tensor], limit: float) -> bool:
     return any(bool((growth > limit).any()) for growth in growths)
-
-
-def _renumbered(layout: Layout) -> Layout:
-    """The same atoms when rows are sorted by atom."""
-    stops = np.cumsum([len(rows) for rows in layout.atoms])
-    atoms = tuple(np.arange(stop - len(rows), stop) for stop, rows in zip(stops, layout.atoms, strict=True))
-    return Layout(atoms, layout.trains)
 
 
 def _centred(kernel: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from .design import SpectralDesign
 FORMAT = "neuralign-design-1"  # counts up where members of a class below change their meaning
 # What a file may hold, and the module of each: kernels stand above the encoders that write files.
 _HOMES = {
-    "SpectralDesign": "design", "Layout": "design", "Trial": "design", "Train": "design", "Test": "design",
+    "SpectralDesign": "design", "Layout": "layout", "Trial": "layout", "Train": "design", "Test": "design",
     "_Side": "design",
     "Map": "design", "KernelMap": "design", "Axes": "spectrum", "Quadratic": "spectrum", "DenseFeatures": "matrix",
     "DelayedFeatures": "delays", "Delays": "delays", "KernelDesign": "kernel", "Kernel": "kernel",

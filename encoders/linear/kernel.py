@@ -14,9 +14,10 @@ from torch import Tensor
 from ...datasets.errors import unknown
 from ..device import pick_device
 from .assemble import Fit
-from .design import KernelMap, SpectralDesign, layouts
+from .design import KernelMap, SpectralDesign
 from .estimator import checked_memory
 from .folds import Rows as FoldRows
+from .layout import layouts
 from .matrix import add_outer, as_rows, mirrored, parts
 from .ridge import CrossValidated, keep_fit
 from .spectrum import EPSILON

@@ -11,7 +11,7 @@ from torch import Tensor
 
 Rows = slice | Tensor  # row numbers; a slice where they follow each other, because it copies nothing
 
-_CELLS = 2**24  # values held in float64 at once: 128 MiB
+_CELLS = 2**21  # values held in float64 at once: 16 MiB, which the next ones find warm
 
 
 class FeatureMatrix(Protocol):
@@ -154,9 +154,9 @@ class DenseFeatures:
         return torch.cat([F @ V for F in self._double(rows)])
 
     def combine(self, W: Tensor) -> Tensor:
-        """X' W over all rows, shape (column, axis), float64 unless that would take more than 512 MiB."""
-        dtype = torch.float64 if self.shape[1] * W.shape[1] <= 2**26 else self.dtype
+        """X' W over all rows, in the precision of W unless that would take over 512 MiB, shape (column, axis)."""
+        dtype = W.dtype if self.shape[1] * W.shape[1] <= 2**26 else self.dtype
         result = torch.empty(self.shape[1], W.shape[1], dtype=dtype, device=self.device)
         for part in parts(self.shape[1], max(512, _CELLS // max(self.shape[0], 1))):
-            result[part] = (self.X[:, part].double().T @ W).to(dtype)
+            result[part] = self.X[:, part].to(W.dtype).T @ W
         return result

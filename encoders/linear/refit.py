@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .design import Atoms, SpectralDesign, Test, Train
+from .design import SpectralDesign, Test, Train
+from .layout import Atoms
 from .matrix import Rows, parts
 from .moments import SCORES, Moments
 from .responses import Responses, make_units

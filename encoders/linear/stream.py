@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from ..device import doubles_are_fast
-from .design import Atoms, SpectralDesign, Train
+from .design import SpectralDesign, Train
 from .held_out import applies, held_out_scores, keeps_digits
+from .layout import Atoms
 from .moments import choose
 from .responses import make_units
 from .sweep import Block, Buffers, Scorer, cross_products, loadings, make_block

@@ -15,7 +15,8 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
-from .design import Atoms, SpectralDesign, Test, Train
+from .design import SpectralDesign, Test, Train
+from .layout import Atoms
 from .matrix import Rows
 from .moments import SCORES, Moments
 
