@@ -16,7 +16,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from neuralign.encoders import Delays, split_r2
-from neuralign.encoders.linear import banded as module
+from neuralign.encoders.linear import shares as module
 from neuralign.encoders.linear.banded import BandedRidgeCV, checked_spaces
 from neuralign.encoders.linear.ridge import RidgeCV
 from neuralign.encoders.linear.stream import BlockFitter, Plan
