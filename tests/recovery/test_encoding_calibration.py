@@ -121,7 +121,7 @@ def test_no_more_than_five_percent_of_nulls_are_rejected(five_folds):
 
 @pytest.mark.slow
 def test_without_widening_too_many_nulls_would_be_rejected(monkeypatch):
-    monkeypatch.setattr("neuralign.align.encoding.widened", lambda null, n_folds: null)
+    monkeypatch.setattr("neuralign.align.crossval.widened", lambda null, n_folds: null)
     shares, _, high = rejections(null_scores(200, 5, 99))
     assert shares["r"] > high  # why the null is widened
 
