@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -187,14 +188,18 @@ class BandedRidgeCV(NamedScore, SpectralEncoder):
         X = self._checked_new(X)
         n_units = np.atleast_1d(self.response_mean_).shape[0]
         by_band: np.ndarray = np.empty((len(self.spaces_), len(X), n_units), self._dtype)
-        device, memory = pick_device(self.device), checked_memory(self.max_memory)
-        centred = torch.from_numpy((X - self.feature_mean_).astype(self._dtype)).to(device)
-        per_unit = 4 * np.dtype(self._dtype).itemsize * (X.shape[1] + len(X))
-        for part in parts(n_units, memory // per_unit):
-            coef = torch.from_numpy(self._coef(part)).to(device)
+        for part, centred, coef in self._blocks(X):
             for band, columns in enumerate(self.spaces_):
                 by_band[band, :, part] = (centred[:, columns] @ coef[columns]).cpu().numpy()
         return self._per_unit(by_band)
+
+    def _blocks(self, X: np.ndarray) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
+        """Units, rows less the mean of the fit, and the weights of these units."""
+        device, memory = pick_device(self.device), checked_memory(self.max_memory)
+        centred = torch.from_numpy((X - self.feature_mean_).astype(self._dtype)).to(device)
+        per_unit = 4 * np.dtype(self._dtype).itemsize * (X.shape[1] + len(X))
+        for part in parts(len(np.atleast_1d(self.response_mean_)), memory // per_unit):
+            yield part, centred, torch.from_numpy(self._coef(part)).to(device)
 
     def predict(self, X) -> np.ndarray:
         """Predicted responses.
@@ -212,11 +217,7 @@ class BandedRidgeCV(NamedScore, SpectralEncoder):
         X = self._checked_new(X)
         mean = np.atleast_1d(self.response_mean_)
         predicted: np.ndarray = np.empty((len(X), len(mean)), self._dtype)
-        device, memory = pick_device(self.device), checked_memory(self.max_memory)
-        centred = torch.from_numpy((X - self.feature_mean_).astype(self._dtype)).to(device)
-        per_unit = 4 * np.dtype(self._dtype).itemsize * (X.shape[1] + len(X))
-        for part in parts(len(mean), memory // per_unit):
-            coef = torch.from_numpy(self._coef(part)).to(device)
+        for part, centred, coef in self._blocks(X):
             predicted[:, part] = (centred @ coef).cpu().numpy() + mean[part]
         return self._per_unit(predicted)
 

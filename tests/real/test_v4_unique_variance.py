@@ -47,5 +47,6 @@ def test_second_stage_explains_what_pixels_and_gabors_do_not(real_data):
 @pytest.mark.parametrize("session", UNIQUE)
 def test_every_layer(session, real_data):
     unique = {layer: table["value"][layer] for layer, table in partitions(real_data, session, list(UNIQUE[session]))}
+    print(session, {layer: round(float(value), 3) for layer, value in unique.items()})
     assert unique == pytest.approx(UNIQUE[session], abs=0.01)
     assert max(unique, key=unique.get) == "layer2"
