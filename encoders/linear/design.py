@@ -60,6 +60,30 @@ class Map:
 
 
 @dataclass(frozen=True)
+class RowMap:
+    """As `Map`, by way of the training rows: its axes are combinations of them, made when they are first asked for."""
+
+    offset: Tensor  # (column,), float64
+    features: FeatureMatrix
+    weights: Tensor  # (row, axis)
+    mean: Tensor | None  # (column,), float64: taken from each row
+    squares: Tensor | None  # (column,), float64: square of the scale of each column
+
+    @cached_property
+    def axes(self) -> Tensor:
+        axes = self.features.combine(self.weights)
+        if self.mean is not None:
+            axes.addr_(self.mean.to(axes.dtype), self.weights.sum(0).to(axes.dtype), alpha=-1)
+        if self.squares is not None:
+            axes /= self.squares[:, None].to(axes.dtype)
+        return axes
+
+    def without_rows(self) -> Map:
+        """The same map, which holds its axes and no features."""
+        return Map(self.offset, self.axes)
+
+
+@dataclass(frozen=True)
 class KernelMap:
     """From inner products with the training rows to coordinates, by way of `centred`."""
 
@@ -151,7 +175,7 @@ class SpectralDesign:
             self.matrix, self.device, self.dtype = X, X.device, X.dtype
         self.rows = [[as_rows(rows, self.device) for rows in layout.atoms] for layout in self.layouts]
         self._trains: dict[tuple[int, bool], list[Train]] = {}
-        self._wholes: dict[bool, tuple[Train, Map | KernelMap]] = {}
+        self._wholes: dict[bool, tuple[Train, Map | RowMap | KernelMap]] = {}
         self._gram: Tensor | None = None
         self._of_all: _Side | None = None
         self._spread: tuple[float, Tensor, Tensor] | None = None
@@ -237,7 +261,7 @@ class SpectralDesign:
             ]
         return self._trains[key]
 
-    def whole(self, by_rows: bool) -> tuple[Train, Map | KernelMap]:
+    def whole(self, by_rows: bool) -> tuple[Train, Map | RowMap | KernelMap]:
         """All rows as a training set, and what brings new rows into its coordinates.
 
         Parameters
@@ -285,7 +309,7 @@ class SpectralDesign:
 
     def _train(
         self, layout: int, atoms: Atoms, trials: Sequence[Trial], by_rows: bool
-    ) -> tuple[Train, Map | KernelMap]:
+    ) -> tuple[Train, Map | RowMap | KernelMap]:
         if self.dual:
             return self._from_kernel(layout, atoms, trials)
         return self._from_gram(layout, atoms, trials, by_rows)
@@ -371,7 +395,9 @@ class SpectralDesign:
         assert matrix is not None
         return matrix.squares(rows, matrix.sums(rows) / n) / n
 
-    def _from_kernel(self, layout: int, atoms: Atoms, trials: Sequence[Trial]) -> tuple[Train, Map | KernelMap]:
+    def _from_kernel(
+        self, layout: int, atoms: Atoms, trials: Sequence[Trial]
+    ) -> tuple[Train, Map | RowMap | KernelMap]:
         rows = self.rows_of(layout, atoms)
         n = sum(len(self.layouts[layout].atoms[a]) for a in atoms)
         kernel, scale, features = self._kernel_of(rows, n)
@@ -408,15 +434,14 @@ class SpectralDesign:
         weights[rows] = to_axes.projection
         # Rounding grows with the root of the spread of the spectrum.
         steep = len(principal.eigenvalues) > 0 and float(principal.eigenvalues[0]) < 1e-3
-        axes = features.combine(weights if steep else weights.to(self.dtype))
-        offset = features.offset
-        if self.fit_intercept:
-            mean_row = features.sums(rows) / n
-            axes.addr_(mean_row.to(axes.dtype), to_axes.projection.sum(0).to(axes.dtype), alpha=-1)
-            offset = offset + mean_row
-        if self.standardise:
-            axes /= scale.square()[:, None].to(axes.dtype)
-        return train, Map(offset, axes)
+        mean_row = features.sums(rows) / n if self.fit_intercept else None
+        return train, RowMap(
+            features.offset if mean_row is None else features.offset + mean_row,
+            features,
+            weights if steep else weights.to(self.dtype),
+            mean_row,
+            scale.square() if self.standardise else None,
+        )
 
     def _known_axes(self, rows: Rows) -> Axes:
         """Principal axes of all rows, in the order of `rows`, from `everything`."""
@@ -449,7 +474,7 @@ class SpectralDesign:
             # The test rows differ in nothing that the training rows could teach: constant predictions, without
             # rounding.
             test.zero_()
-        n, form = len(test), quadratic(eigenvalues, test)
+        n, form = len(test), quadratic(eigenvalues, test, self.dtype)
         for axes, turn in form.turns:
             mean[axes] = mean[axes] @ turn
         position = np.cumsum([0, *(len(self.layouts[layout].atoms[a]) for a in trial.atoms)])

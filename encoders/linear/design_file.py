@@ -19,12 +19,13 @@ from ..device import pick_device
 from ..features.digest import digest_of
 from .design import SpectralDesign
 
-FORMAT = "neuralign-design-1"  # counts up where members of a class below change their meaning
+FORMAT = "neuralign-design-2"  # counts up where members of a class below change their meaning
 # What a file may hold, and the module of each: kernels stand above the encoders that write files.
 _HOMES = {
     "SpectralDesign": "design", "Layout": "layout", "Trial": "layout", "Train": "design", "Test": "design",
     "_Side": "design",
-    "Map": "design", "KernelMap": "design", "Axes": "spectrum", "Quadratic": "spectrum", "DenseFeatures": "matrix",
+    "Map": "design", "RowMap": "design", "KernelMap": "design", "Axes": "spectrum", "Quadratic": "spectrum",
+    "DenseFeatures": "matrix",
     "DelayedFeatures": "delays", "Delays": "delays", "KernelDesign": "kernel", "Kernel": "kernel",
 }  # fmt: skip
 _PLAIN = (type(None), bool, int, float, str)

@@ -13,6 +13,7 @@ from sklearn.utils.validation import assert_all_finite, check_array, check_is_fi
 
 from ...datasets.errors import unknown
 from ..device import pick_device
+from .design import Map, RowMap
 from .matrix import parts
 from .moments import SCORES
 from .responses import Responses
@@ -165,6 +166,19 @@ class SpectralEncoder(AxisEncoder):
     """
 
     feature_mean_: np.ndarray
+    _to_axes: Map | RowMap
+
+    @property
+    def axes_(self) -> np.ndarray:  # type: ignore[override]
+        """Principal axes of the stimuli, shape (feature, axis); where features outnumber rows, made when asked for."""
+        check_is_fitted(self)
+        return self._to_axes.axes.cpu().numpy()
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        if isinstance(state.get("_to_axes"), RowMap):  # a fit that is given away does not carry its stimuli
+            state["_to_axes"] = state["_to_axes"].without_rows()
+        return state
 
     @property
     def coef_(self) -> np.ndarray:
@@ -183,7 +197,7 @@ class SpectralEncoder(AxisEncoder):
 
     def _coordinates(self, X: Any, device: torch.device, memory: int) -> torch.Tensor:
         """New rows along the principal axes, in the dtype of the fit, shape (row, axis)."""
-        axes = torch.from_numpy(self.axes_).to(device)
+        axes = self._to_axes.axes.to(device)
         dtype = torch.float32 if self._dtype == np.float32 else torch.float64
         if hasattr(X, "project"):  # features that are not held as an array, less the offset that they were given
             shift = torch.from_numpy(self.feature_mean_).to(device) - X.offset

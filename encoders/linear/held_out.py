@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .design import SpectralDesign
+from .matrix import parts
 from .moments import SCORES, Moments
 
 # Penalties in units of the largest eigenvalue: below the first, residuals along axes that the stimuli leave free drown
@@ -58,8 +59,7 @@ def held_out_scores(design: SpectralDesign, Y: Tensor, alphas: np.ndarray, score
             left[constant] = 0.0
         residuals = vectors @ (left[:, None] * loadings)
         for table, (_, rows) in zip(scores, folds, strict=True):
-            held = vectors[rows]
-            factor = torch.linalg.cholesky((held * left) @ held.T)
+            factor = torch.linalg.cholesky(_lower(vectors[rows], left))
             error = torch.cholesky_solve(residuals[rows], factor)
             y = Y[rows]
             predicted = y - error
@@ -74,3 +74,12 @@ def held_out_scores(design: SpectralDesign, Y: Tensor, alphas: np.ndarray, score
             cross = (predicted * centred).sum(0)
             table[k] = SCORES[score](Moments(cross, power, spread, y.mean(0) - offset, len(y)))
     return scores
+
+
+def _lower(held: Tensor, left: Tensor) -> Tensor:
+    """Lower triangle of ``held diag(left) held'``, with some of what is above it."""
+    product = torch.zeros(len(held), len(held), dtype=held.dtype, device=held.device)
+    weighted = held * left
+    for part in parts(len(held), 96):
+        torch.matmul(weighted[part], held[: part.stop].T, out=product[part, : part.stop])
+    return product

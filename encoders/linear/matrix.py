@@ -84,16 +84,16 @@ class DenseFeatures:
     def __init__(self, X: np.ndarray, centre: bool, device: torch.device, order: np.ndarray | None = None):
         n, p = X.shape
         dtype = torch.float32 if X.dtype == np.float32 else torch.float64
+        offset = torch.zeros(p, dtype=dtype, device=device)
         if centre:
             some = np.linspace(0, n - 1, min(n, 101)).astype(int)
-            self.offset = torch.from_numpy(np.median(X[some], axis=0).astype(np.float64)).to(device)
-        else:
-            self.offset = torch.zeros(p, dtype=torch.float64, device=device)
+            offset = torch.from_numpy(np.median(X[some], axis=0).astype(X.dtype)).to(device)
+        self.offset = offset.double()
         self.X = torch.empty(n, p, dtype=dtype, device=device)
         for part in parts(n, _CELLS // max(p, 1)):
-            given = X[part] if order is None else X[order[part]]
-            rows = torch.from_numpy(np.array(given, dtype=np.float64)).to(device)
-            self.X[part] = (rows - self.offset).to(dtype)
+            given = np.array(X[part]) if order is None else X[order[part]]
+            # The offset is a number of their own dtype, so that a difference is rounded once.
+            torch.sub(torch.from_numpy(given).to(device), offset, out=self.X[part])
 
     @property
     def shape(self) -> tuple[int, int]:

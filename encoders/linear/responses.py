@@ -107,21 +107,26 @@ def make_units(values: np.ndarray, start: int, order: np.ndarray, centre: bool, 
     ValueError
         If a column holds infinite values.
     """
-    # Sums are NaN or infinite where a value is; only then is it worth asking which.
-    with np.errstate(invalid="ignore", over="ignore"):
-        suspect = ~np.isfinite(values.sum(0, dtype=np.float64))
-    complete = np.ones(values.shape[1], dtype=bool)
-    for column in np.flatnonzero(suspect):
-        if np.isinf(values[:, column]).any():
-            raise ValueError(
-                f"Y contains infinity in unit {start + column}; leave the unit out, or mark by NaN what is missing"
-            )
-        complete[column] = not np.isnan(values[:, column]).any()
-    columns = np.flatnonzero(complete)
-    chosen = values if complete.all() else values[:, columns]
-    Y = torch.from_numpy(np.asarray(chosen[order], dtype=np.float64)).to(device)
-    mean = Y.mean(0) if centre and len(columns) else torch.zeros(len(columns), dtype=torch.float64, device=device)
-    Y -= mean
+    chosen, columns = values, np.arange(values.shape[1])
+    ordered = values[order]
+    if ordered.dtype != np.float32:  # which converts faster on the device; others may be no kind that it knows
+        ordered = ordered.astype(np.float64, copy=False)
+    Y = torch.from_numpy(ordered).to(device).double()
+    mean = Y.mean(0)
+    suspect = torch.nonzero(~torch.isfinite(mean))[:, 0].tolist()  # as a mean is where any of its values is not finite
+    if suspect:
+        for column in suspect:
+            if np.isinf(values[:, column]).any():
+                raise ValueError(
+                    f"Y contains infinity in unit {start + column}; leave the unit out, or mark by NaN what is missing"
+                )
+        missing = [column for column in suspect if np.isnan(values[:, column]).any()]
+        columns = np.setdiff1d(columns, missing)
+        chosen, Y, mean = values[:, columns], Y[:, columns], mean[columns]
+    if centre:
+        Y -= mean
+    else:
+        mean = torch.zeros_like(mean)
     size = torch.linalg.vector_norm(Y, dim=0) / len(Y) ** 0.5
     for column in torch.nonzero(size <= 1e-9 * mean.abs())[:, 0].tolist():
         if (chosen[:, column] == chosen[0, column]).all():  # constant: centred, it is zero without rounding

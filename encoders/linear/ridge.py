@@ -10,7 +10,7 @@ import numpy as np
 
 from ..device import pick_device
 from .assemble import Fit, fit_units
-from .design import Map, SpectralDesign
+from .design import Map, RowMap, SpectralDesign
 from .estimator import (
     AxisEncoder,
     NamedScore,
@@ -316,8 +316,8 @@ def require_complete(fit: Fit, n: int) -> None:
 def keep_fit(encoder: Any, design: SpectralDesign, fit: Fit, plan: Plan) -> None:
     """What `predict` needs, as attributes."""
     to_axes = design.whole(plan.by_rows)[1]
-    if isinstance(to_axes, Map):
-        encoder.axes_ = to_axes.axes.cpu().numpy()
+    if isinstance(to_axes, Map | RowMap):
+        encoder._to_axes = to_axes
         encoder.feature_mean_ = to_axes.offset.cpu().numpy()
     encoder.weights_ = kept_weights(encoder.weights, fit.weights)
     encoder._dtype = np.float32 if design.dtype.itemsize == 4 else np.float64

@@ -78,18 +78,25 @@ class Quadratic:
     ``M_ij = G_ij / (l_j - l_i)``, which knows no penalty. Axes of one eigenvalue are turned until G is diagonal
     among them, so that nothing is ever divided by the difference of equal numbers.
 
+    M is antisymmetric, so that ``sum_i b_i e_i`` is zero and any number k may be taken from all d:
+    ``2 sum_i (d_i - k) b_i e_i`` is the same sum, and with k among the d it is free of the large terms that cancel
+    (`Penalties`). What is left of rounding is that of e, and mostly float32 holds it.
+
     Attributes
     ----------
     diagonal : Tensor of float64, shape (axis,)
         Of G, after the turns.
-    partial : Tensor of float64, shape (axis, axis)
-        M, zero on the diagonal and among axes of one eigenvalue.
+    partial : Tensor, shape (axis, axis)
+        M, zero on the diagonal and among axes of one eigenvalue, in the dtype of the features.
+    terms : Tensor of float64, shape (axis,)
+        Expected square of ``b_i e_i`` where responses are white.
     turns : tuple of (slice, Tensor)
         Axes of one eigenvalue, and the rotation that coordinates of training and test rows take.
     """
 
     diagonal: Tensor
     partial: Tensor
+    terms: Tensor
     turns: tuple[tuple[slice, Tensor], ...]
 
     def turned(self, b: Tensor) -> Tensor:
@@ -97,22 +104,57 @@ class Quadratic:
         if self.turns:
             b = b.clone()
             for axes, turn in self.turns:
-                b[axes] = turn.T @ b[axes]
+                b[axes] = turn.T.to(b.dtype) @ b[axes]
         return b
 
 
-def quadratic(eigenvalues: Tensor, test: Tensor) -> Quadratic:
-    """Partial fractions of the power; `test` (test, axis) is turned in place."""
+class Penalties:
+    """What each penalty makes of each axis, of size 1 for large ones: ``(1 + alpha) / (l + alpha)``.
+
+    Attributes
+    ----------
+    shrunk : Tensor of float64, shape (alpha, axis)
+    differences : Tensor of float64, shape (alpha, axis)
+        `shrunk` less one of its values, between axes; the one that leaves the rounding of partial fractions least.
+    sizes : Tensor of float64, shape (alpha, 1)
+        ``1 / (1 + alpha)``, the factor that `shrunk` lacks.
+    rounding : float
+        Error of the power of predictions, relative to it, at the worst penalty, where responses are white, in units of
+        the rounding of e.
+    """
+
+    def __init__(self, eigenvalues: Tensor, relative: Tensor, form: Quadratic):
+        relative = relative[:, None]
+        self.sizes = 1 / (1 + relative)
+        inverse = 1 / (eigenvalues + relative)
+        self.shrunk = (1 + relative) * inverse
+        weights = form.terms * inverse
+        total = weights.sum(1, keepdim=True)
+        centre = torch.where(total > 0, (weights @ eigenvalues[:, None]) / total, 0.0)
+        # d - k with k = 1 / (centre + alpha), without the difference of nearly equal numbers.
+        self.differences = (centre - eigenvalues) * self.shrunk * ((1 + relative) / (centre + relative))
+        error = 2 * (self.differences.square() @ form.terms).sqrt()
+        power = self.shrunk.square() @ (form.diagonal * eigenvalues)
+        self.rounding = float(torch.where(power > 0, error / power, 0.0).amax()) if len(relative) else 0.0
+
+
+def quadratic(eigenvalues: Tensor, test: Tensor, dtype: torch.dtype) -> Quadratic:
+    """Partial fractions of the power; `test` (test, axis), float64, is turned in place."""
     turns = []
     for axes in clusters(eigenvalues):
         part = test[:, axes]
         turn = torch.linalg.eigh(part.T @ part)[1]
         test[:, axes] = part @ turn
         turns.append((axes, turn))
-    G = test.T @ test
-    diagonal = G.diagonal().clone()
+    partial = fractions(eigenvalues, test)
+    terms = eigenvalues * (partial.square() @ eigenvalues)
+    return Quadratic(test.square().sum(0), partial.to(dtype), terms, tuple(turns))
+
+
+def fractions(eigenvalues: Tensor, test: Tensor) -> Tensor:
+    """M of `Quadratic`, float64, from test rows (test, axis) that have taken its turns."""
     gaps = eigenvalues[None, :] - eigenvalues[:, None]
     gaps.fill_diagonal_(torch.inf)
-    for axes, _ in turns:
+    for axes in clusters(eigenvalues):
         gaps[axes, axes] = torch.inf
-    return Quadratic(diagonal, torch.div(G, gaps, out=gaps), tuple(turns))
+    return torch.div(test.T @ test, gaps, out=gaps)

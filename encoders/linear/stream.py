@@ -55,7 +55,7 @@ def make_plan(design: SpectralDesign, alphas: np.ndarray, v: int) -> Plan:
         by_rows += 2 * n_train * rank * v + (0 if design.dual else long * 2 * n_train * p * rank)
         for trial in tests:
             n_test = sum(size[a] for a in trial.atoms)
-            fractions += 2 * n_test * rank * v + long * 2 * rank**2 * (v + n_test)
+            fractions += 2 * n_test * rank * v + 2 * rank**2 * (v + long * n_test)
             prediction += few * 2 * n_test * rank * v
             held_out += long * len(alphas) * (n_test**2 * n + n_test**3 / 3 + 2 * n_test**2 * v)
     by_products = 2 * n * p * v + sum(2 * p * min(p, n) * v for _ in sets)
@@ -215,7 +215,8 @@ class BlockFitter:
             block, products = self._met(prepared, k)
             for train, scorers in sets:
                 mean = block.mean(train.atoms) * design.fit_intercept
-                b = loadings(train, block, mean, summed(products, train.atoms, buffers), buffers)
+                dtype = max((scorer.dtype for scorer in scorers), key=lambda dtype: dtype.itemsize)
+                b = loadings(train, block, mean, summed(products, train.atoms, buffers), buffers, dtype)
                 for scorer in scorers:
                     scores = scorer(b, block, mean, buffers)
                     trial = scorer.test.trial
@@ -264,11 +265,11 @@ class BlockFitter:
         train = design.whole(self.task.plan.by_rows)[0]
         block, products = self._met(prepared, 0)
         mean = block.mean(train.atoms) * design.fit_intercept
-        b = loadings(train, block, mean, summed(products, train.atoms, buffers), buffers)
+        b = loadings(train, block, mean, summed(products, train.atoms, buffers), buffers, design.dtype)
         relative = torch.from_numpy(self.task.alphas[index] / train.top).to(design.device)
-        b *= units.size
-        b /= torch.add(train.eigenvalues[:, None], relative, out=buffers.get("work", b.shape, torch.float64))
-        return b.to(design.dtype).cpu().numpy()
+        b *= units.size.to(b.dtype)
+        penalised = torch.add(train.eigenvalues[:, None], relative, out=buffers.get("work", b.shape, torch.float64))
+        return b.div_(penalised).cpu().numpy()
 
 
 class _Sample:

@@ -19,10 +19,13 @@ from .design import SpectralDesign, Test, Train
 from .layout import Atoms
 from .matrix import Rows
 from .moments import SCORES, Moments
+from .spectrum import Penalties, fractions
 
-# Beyond this penalty, in units of the largest eigenvalue, partial fractions lose digits, and predictions hardly
-# depend on the penalty: a few of them stand for all.
-FAR = 1e3
+# Rounding of float32 in partial fractions that no score shows, in units of `Penalties.rounding`.
+_SMOOTH = 20.0
+# A prediction this much narrower than its axes one by one would make it, in units of power, is left over from large
+# terms that cancel on these very test rows, of which there are then few.
+_NARROW = 0.05
 
 
 class Buffers:
@@ -132,9 +135,9 @@ def cross_products(design: SpectralDesign, layout: int, block: Block, buffers: B
 
 
 def loadings(
-    train: Train, block: Block, mean: Tensor, products: Tensor | None, buffers: Buffers, name: str = "b"
+    train: Train, block: Block, mean: Tensor, products: Tensor | None, buffers: Buffers, dtype: torch.dtype
 ) -> Tensor:
-    """b of one training set, float64, shape (axis, unit); exactly zero for units without deviations in it.
+    """b of one training set, shape (axis, unit); exactly zero for units without deviations in it.
 
     Parameters
     ----------
@@ -142,9 +145,10 @@ def loadings(
         What is taken from the responses: their mean over the training rows, or zero without intercept.
     products : Tensor, shape (feature, unit), or None
         X'y summed over the training rows, for a training set that has axes.
+    dtype : torch.dtype
+        Of the result; products with the responses are in theirs.
     """
-    shape = (len(train.eigenvalues), block.Y.shape[1])
-    b = buffers.get(name + " short", shape, block.Y.dtype)
+    b = buffers.get("b", (len(train.eigenvalues), block.Y.shape[1]), block.Y.dtype)
     if train.axes is not None:
         assert products is not None
         torch.matmul(train.axes, products, out=b)
@@ -158,10 +162,11 @@ def loadings(
             else:
                 b.addmm_(part, block.Y[rows])
             start += rows.stop - rows.start
-    long = buffers.get(name, shape, torch.float64).copy_(b)
-    long.addmm_(train.sums, block.means[list(train.atoms)] - mean)
+    if dtype != b.dtype:
+        b = buffers.get("b", b.shape, dtype).copy_(b)
+    b.addmm_(train.sums.to(dtype), (block.means[list(train.atoms)] - mean).to(dtype))
     silent = block.constant(train.atoms) & (block.low[train.atoms[0]] == mean)
-    return long.mul_(~silent)
+    return b.mul_(~silent) if bool(silent.any()) else b
 
 
 # Scores
@@ -181,30 +186,46 @@ class Scorer:
 
     def __init__(self, train: Train, test: Test, alphas: np.ndarray, score: str, by_prediction: bool):
         self.train, self.test, self.score, self.alphas = train, test, score, alphas
-        relative = alphas / train.top
-        near = (relative <= FAR) & (not by_prediction)
-        device = train.eigenvalues.device
-        self.near, self.far = np.flatnonzero(near), np.flatnonzero(~near)
-        self.n_alphas = len(alphas)
-        penalties = torch.from_numpy(relative[near]).to(device)
-        self.shrunk = 1 / (train.eigenvalues + penalties[:, None])  # (alpha, axis)
-        self.squared = self.shrunk.square() * test.quadratic.diagonal
-        self.shifted = self.shrunk * test.mean
-        self.skeleton = Skeleton(train, relative[~near], test.coordinates.dtype) if len(self.far) else None
+        relative, features = alphas / train.top, test.coordinates.dtype
+        self.skeleton = Skeleton(train, relative, features) if by_prediction else None
+        self.dtype = features
+        if self.skeleton is None:
+            form, penalties = test.quadratic, torch.from_numpy(relative).to(train.eigenvalues.device)
+            known = Penalties(train.eigenvalues, penalties, form)
+            self._partial = form.partial
+            if features == torch.float32 and known.rounding > _SMOOTH:
+                self.dtype = torch.float64
+                self._partial = fractions(train.eigenvalues, test.coordinates.double())
+            self._sizes = known.sizes
+            self._shrunk = known.shrunk.to(self.dtype)
+            self._differences = (2 * known.differences).to(self.dtype)
+            self._squares = (known.shrunk.square() * form.diagonal).to(self.dtype)
+            self._shifted = (known.shrunk * test.mean).to(self.dtype)
 
     def __call__(self, b: Tensor, block: Block, train_mean: Tensor, buffers: Buffers) -> Tensor:
-        """Scores, float64, shape (alpha, unit); NaN where undefined."""
-        test = self.test
-        b = test.quadratic.turned(b)
+        """Scores, float64, shape (alpha, unit); NaN where undefined.
+
+        Parameters
+        ----------
+        b : Tensor, shape (axis, unit)
+            See `loadings`, in `dtype` or a longer one.
+        block : Block
+        train_mean : Tensor of float64, shape (unit,)
+        buffers : Buffers
+        """
+        test, given = self.test, b
+        b = test.quadratic.turned(b.to(self.dtype))
         mean = block.mean(test.trial.atoms)
         spread = block.spread(test.trial.atoms, mean)
         shift = block.means[list(test.trial.atoms)] - mean
-        scores = torch.empty(self.n_alphas, b.shape[1], dtype=torch.float64, device=b.device)
         bias = mean - train_mean
-        if len(self.near):
-            scores[self.near] = self._by_fractions(b, block, shift, spread, bias, buffers)
         if self.skeleton is not None:
-            scores[self.far] = self._by_prediction(b, block, shift, spread, bias, buffers)
+            return self._by_prediction(b, block, shift, spread, bias, buffers)
+        scores, narrow = self._by_fractions(b, block, shift, spread, bias, buffers)
+        if len(narrow):
+            few, loadings, mean = block.only(narrow), given[:, narrow], train_mean[narrow]
+            for k in range(len(self.alphas)):
+                scores[k, narrow] = self.directly(loadings, few, mean, np.full(len(narrow), k))
         return scores
 
     def directly(self, b: Tensor, block: Block, train_mean: Tensor, index: np.ndarray) -> Tensor:
@@ -212,7 +233,7 @@ class Scorer:
         test, atoms = self.test, self.test.trial.atoms
         mean = block.mean(atoms)
         relative = torch.from_numpy(self.alphas[index] / self.train.top).to(b.device)
-        weights = test.quadratic.turned(b) / (self.train.eigenvalues[:, None] + relative)
+        weights = test.quadratic.turned(b.double()) / (self.train.eigenvalues[:, None] + relative)
         predicted = test.coordinates.double() @ weights
         y = torch.cat([block.Y[block.starts[a] : block.starts[a + 1]] + block.means[a] - mean for a in atoms])
         bias = mean - train_mean - test.mean @ weights
@@ -222,7 +243,8 @@ class Scorer:
 
     def _by_fractions(
         self, b: Tensor, block: Block, shift: Tensor, spread: Tensor, bias: Tensor, buffers: Buffers
-    ) -> Tensor:
+    ) -> tuple[Tensor, np.ndarray]:
+        """Scores, and the units on whose predictions float32 leaves too little."""
         test = self.test
         c = buffers.get("c", b.shape, block.Y.dtype)
         start = 0
@@ -233,17 +255,21 @@ class Scorer:
             else:
                 c.addmm_(part, block.Y[rows])
             start += rows.stop - rows.start
-        work = buffers.get("work", b.shape, torch.float64)
-        work.copy_(c)
+        work = c if c.dtype == self.dtype else buffers.get("work", b.shape, self.dtype).copy_(c)
         if len(test.trial.atoms) > 1:
-            work.addmm_(test.sums, shift)
-        cross = self.shrunk @ work.mul_(b)
-        torch.matmul(test.quadratic.partial, b, out=work)
-        power = self.shrunk @ work.mul_(b)
-        power.mul_(2).addmm_(self.squared, torch.mul(b, b, out=work))
+            work.addmm_(test.sums.to(self.dtype), shift.to(self.dtype))
+        cross = self._shrunk @ work.mul_(b)
+        torch.matmul(self._partial, b, out=work)
+        power = self._differences @ work.mul_(b)
+        each = self._squares @ torch.mul(b, b, out=work)
+        power += each
+        narrow = np.empty(0, dtype=np.int64)
+        if self.dtype == torch.float32:
+            narrow = torch.nonzero((power < _NARROW * each).any(0))[:, 0].cpu().numpy()
         if self.score == "r2":
-            bias = bias - self.shifted @ b
-        return SCORES[self.score](Moments(cross, power, spread, bias, test.n))
+            bias = bias - (self._shifted @ b).double() * self._sizes
+        cross, power = cross.double() * self._sizes, power.double() * self._sizes.square()
+        return SCORES[self.score](Moments(cross, power, spread, bias, test.n)), narrow
 
     def _by_prediction(
         self, b: Tensor, block: Block, shift: Tensor, spread: Tensor, bias: Tensor, buffers: Buffers
@@ -264,7 +290,7 @@ class Scorer:
             weighted = buffers.get("weighted", b.shape, y.dtype).copy_(b)
             weighted *= skeleton.shrunk[s].to(y.dtype)[:, None]
             kept.append(torch.matmul(test.coordinates, weighted, out=buffers.get(f"kept {s}", y.shape, y.dtype)))
-        scores = torch.empty(len(self.far), b.shape[1], dtype=torch.float64, device=b.device)
+        scores = torch.empty(len(self.alphas), b.shape[1], dtype=torch.float64, device=b.device)
         predicted = buffers.get("predicted", y.shape, y.dtype)
         product = buffers.get("product", y.shape, y.dtype)
         for k, (weights, size) in enumerate(zip(skeleton.weights.tolist(), skeleton.sizes.tolist(), strict=True)):
@@ -276,7 +302,7 @@ class Scorer:
             power = torch.mul(predicted, predicted, out=product).sum(0).double() * size**2
             shifted: Tensor | float = bias
             if self.score == "r2":
-                shifted = bias - size * ((skeleton.table[k] * test.mean) @ b)
+                shifted = bias - size * ((skeleton.table[k] * test.mean) @ b.double())
             scores[k] = SCORES[self.score](Moments(cross, power, spread, shifted, test.n))
         return scores
 
