@@ -17,7 +17,6 @@ from .crossval import (
     finite_mean,
     fit_encoder,
     layer_matrix,
-    members_of,
     models_of,
     outer_folds,
     patterns_of,
@@ -28,7 +27,8 @@ from .crossval import (
 from .encoding import unit_ceilings
 from .prediction import METRICS, shuffles, unit_scores
 from .provenance import provenance
-from .score import Evidence, Score, normalise, tabulate
+from .region_scores import region_scores
+from .score import Evidence, Score, tabulate
 
 if TYPE_CHECKING:
     from ..datasets.recording import Recording
@@ -123,6 +123,7 @@ def score_bands(
     formula += f"; layers: parts of {WHOLE} by the product measure"
     formula += "; ci: basic bootstrap over stimuli" * bool(bootstrap)
     formula += "; p: stimuli shuffled within folds" * bool(permutations)
+    common = {"dataset": brain.name, "formula": formula, "seed": seed_shown}
     scores: list[Score] = []
     units: list[pd.DataFrame] = []
     stimuli = mean.presentations["stimulus"].tolist()
@@ -143,34 +144,16 @@ def score_bands(
                 per_unit = parts[metric][i - 1] if i else whole[metric]
                 limit = np.full(mean.n_units, np.nan) if i else limits[metric]
                 units.append(unit_table(model.model, layer, mean.units, metric, per_unit, limit))
-                for (subject, region), members in members_of(mean.units, by):
-                    scored = members & np.isfinite(whole[metric])
-                    limited = scored & np.isfinite(limit)
-                    value, low, high, p_value = finite_mean(per_unit[scored]), np.nan, np.nan, np.nan
-                    if not i:
-                        low, high, p_value = uncertainty(
-                            predicted, observed, patterns, scored, metric, value, draws, orders
-                        )
-                    scores.append(
-                        Score(
-                            model=model.model,
-                            layer=layer,
-                            dataset=brain.name,
-                            subject=subject,
-                            region=region,
-                            metric=metric,
-                            score=value,
-                            ceiling=finite_mean(limit[limited]),
-                            normalised=normalise(finite_mean(per_unit[limited]), finite_mean(limit[limited])),
-                            ci_low=low,
-                            ci_high=high,
-                            p=p_value,
-                            n_units=int(scored.sum()),
-                            n_stimuli=int(np.isfinite(observed[:, members]).any(1).sum()),
-                            formula=formula,
-                            seed=seed_shown,
-                        )
-                    )
+                scored = np.isfinite(whole[metric])
+
+                def sureness(some, part=bool(i), predicted=predicted, per_unit=per_unit, metric=metric):
+                    if part:
+                        return np.nan, np.nan, np.nan
+                    value = finite_mean(per_unit[some])
+                    return uncertainty(predicted, observed, patterns, some, metric, value, draws, orders)
+
+                row = {"model": model.model, "layer": layer, "metric": metric} | common
+                scores += region_scores(mean, observed, per_unit, limit, scored, by, sureness, **row)
     evidence = Evidence(
         units=pd.concat(units, ignore_index=True),
         provenance=provenance(

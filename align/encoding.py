@@ -15,7 +15,6 @@ from .crossval import (
     check_request,
     finite_mean,
     layer_matrix,
-    members_of,
     models_of,
     outer_folds,
     patterns_of,
@@ -26,7 +25,8 @@ from .crossval import (
 )
 from .prediction import METRICS, shuffles, unit_scores
 from .provenance import provenance
-from .score import Evidence, Score, normalise, tabulate
+from .region_scores import region_scores
+from .score import Evidence, Score, tabulate
 
 if TYPE_CHECKING:
     from ..datasets.recording import Recording
@@ -122,6 +122,7 @@ def score(
     formula = f"encoding-1 {type(encoder).__name__} cv={splits} ceiling={ceiling_name}: mean over folds and units"
     formula += "; ci: basic bootstrap over stimuli" * bool(bootstrap)
     formula += "; p: stimuli shuffled within folds" * bool(permutations)
+    common = {"dataset": brain.name, "formula": formula, "seed": seed_shown}
     scores: list[Score] = []
     units: list[pd.DataFrame] = []
     stimuli = mean.presentations["stimulus"].tolist()
@@ -138,32 +139,14 @@ def score(
                     per_unit[pattern.units] = unit_scores(p, y, pattern.tests, metric)
                 limit = ceilings if metric == "r2" else np.sqrt(ceilings)
                 units.append(unit_table(model.model, layer, mean.units, metric, per_unit, limit))
-                for (subject, region), members in members_of(mean.units, by):
-                    scored = members & np.isfinite(per_unit)
-                    limited = scored & np.isfinite(limit)
-                    low, high, p_value = uncertainty(
-                        predicted, observed, patterns, scored, metric, finite_mean(per_unit[scored]), draws, orders
-                    )
-                    scores.append(
-                        Score(
-                            model=model.model,
-                            layer=layer,
-                            dataset=brain.name,
-                            subject=subject,
-                            region=region,
-                            metric=metric,
-                            score=finite_mean(per_unit[scored]),
-                            ceiling=finite_mean(limit[limited]),
-                            normalised=normalise(finite_mean(per_unit[limited]), finite_mean(limit[limited])),
-                            ci_low=low,
-                            ci_high=high,
-                            p=p_value,
-                            n_units=int(scored.sum()),
-                            n_stimuli=int(np.isfinite(observed[:, members]).any(1).sum()),
-                            formula=formula,
-                            seed=seed_shown,
-                        )
-                    )
+                scored = np.isfinite(per_unit)
+
+                def sureness(some, predicted=predicted, per_unit=per_unit, metric=metric):
+                    value = finite_mean(per_unit[some])
+                    return uncertainty(predicted, observed, patterns, some, metric, value, draws, orders)
+
+                row = {"model": model.model, "layer": layer, "metric": metric} | common
+                scores += region_scores(mean, observed, per_unit, limit, scored, by, sureness, **row)
     evidence = Evidence(
         units=pd.concat(units, ignore_index=True),
         provenance=provenance(
