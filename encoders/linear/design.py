@@ -79,8 +79,8 @@ class RowMap:
         return axes
 
     def without_rows(self) -> Map:
-        """The same map, which holds its axes and no features."""
-        return Map(self.offset, self.axes)
+        """The same map on the CPU, which holds its axes and no features."""
+        return Map(self.offset.cpu(), self.axes.cpu())
 
 
 @dataclass(frozen=True)

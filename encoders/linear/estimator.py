@@ -13,6 +13,7 @@ from sklearn.utils.validation import assert_all_finite, check_array, check_is_fi
 
 from ...datasets.errors import unknown
 from ..device import pick_device
+from ..products import product
 from .design import Map, RowMap
 from .matrix import parts
 from .moments import SCORES
@@ -104,7 +105,7 @@ class AxisEncoder(RegressorMixin, MultiOutputMixin, BaseEstimator):
         per_unit = coordinates.element_size() * 2 * (len(coordinates) + len(weights))
         for part in parts(weights.shape[1], memory // per_unit):
             block = torch.from_numpy(np.array(weights[:, part])).to(device)
-            predicted[:, part] = (coordinates @ block).cpu().numpy() + mean[part]
+            predicted[:, part] = product(coordinates, block).cpu().numpy() + mean[part]
         return predicted[:, 0] if self._vector else predicted
 
     def _checked_new(self, X: Any) -> Any:
@@ -175,7 +176,7 @@ class SpectralEncoder(AxisEncoder):
         return self._to_axes.axes.cpu().numpy()
 
     def __getstate__(self) -> dict[str, Any]:
-        state = super().__getstate__()
+        state = dict(super().__getstate__())
         if isinstance(state.get("_to_axes"), RowMap):  # a fit that is given away does not carry its stimuli
             state["_to_axes"] = state["_to_axes"].without_rows()
         return state

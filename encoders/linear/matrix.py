@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..products import product
+
 Rows = slice | Tensor  # row numbers; a slice where they follow each other, because it copies nothing
 
 _CELLS = 2**21  # values held in float64 at once: 16 MiB, which the next ones find warm
@@ -147,7 +149,7 @@ class DenseFeatures:
 
     def cross(self, rows: Rows, Y: Tensor) -> Tensor:
         """X' Y over some rows, in the dtype of X, shape (column, unit)."""
-        return self.X[rows].T @ Y
+        return product(self.X[rows].T, Y)
 
     def project(self, rows: Rows, V: Tensor) -> Tensor:
         """X V for some rows, float64, shape (row, axis)."""

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..products import product
 from .design import SpectralDesign, Test, Train
 from .layout import Atoms
 from .matrix import Rows, parts
@@ -268,7 +269,7 @@ class Refitter:
                 short, start = side.to(self.design.dtype), 0
                 for columns in layout.segments(train.atoms):
                     stop = start + columns.stop - columns.start
-                    hat[rows, columns] = short @ train.coordinates[:, start:stop]
+                    hat[rows, columns] = product(short, train.coordinates[:, start:stop])
                     start = stop
                 for atom, total in zip(train.atoms, (side @ train.sums).T, strict=True):
                     hat[rows, n + atom] = total.to(hat.dtype)
@@ -346,8 +347,7 @@ class Refitter:
     def _by_hat(self, k: int, block: Tensor) -> tuple[Tensor, Tensor | list[float]]:
         """Predictions of the test rows of every fold, less mean and size, and that mean (fold, column) for "r2"."""
         layout, hat = self._layouts[k], self._hats[k]
-        predicted = self._buffers.get("predicted", (len(hat), block.shape[1]), block.dtype)
-        torch.matmul(hat, block, out=predicted)
+        predicted = product(hat, block)
         if self.score == "r2":
             return predicted[: layout.n_test], predicted[layout.n_test :].double()
         return predicted, [0.0] * len(layout.folds)
@@ -365,7 +365,7 @@ class Refitter:
             if train is not known:
                 b, known = self._loadings(layout, train, block, products), train
                 b *= self._shrunk(train).to(b.dtype)[:, None]
-            torch.matmul(fold.coordinates, b, out=predicted[fold.rows])
+            predicted[fold.rows] = product(fold.coordinates, b)
             if self.score == "r2":
                 offsets[i] = self._size(train) * (fold.mean.to(b.dtype) @ b).double()
                 if self.design.fit_intercept:
@@ -392,12 +392,12 @@ class Refitter:
             total = self._buffers.get("total", products.shape[1:], products.dtype).zero_()
             for a in atoms:
                 total += products[a]
-            return b.addmm_(train.axes, total)
+            return b.add_(product(train.axes, total))
         assert train.coordinates is not None
         start = 0
         for rows in layout.segments(train.atoms):
             stop = start + rows.stop - rows.start
-            b.addmm_(train.coordinates[:, start:stop], block[rows])
+            b.add_(product(train.coordinates[:, start:stop], block[rows]))
             start = stop
         return b
 

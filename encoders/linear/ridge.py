@@ -317,7 +317,7 @@ def keep_fit(encoder: Any, design: SpectralDesign, fit: Fit, plan: Plan) -> None
     """What `predict` needs, as attributes."""
     to_axes = design.whole(plan.by_rows)[1]
     if isinstance(to_axes, Map | RowMap):
-        encoder._to_axes = to_axes
+        encoder._to_axes = Map(to_axes.offset.cpu(), to_axes.axes.cpu()) if isinstance(to_axes, Map) else to_axes
         encoder.feature_mean_ = to_axes.offset.cpu().numpy()
     encoder.weights_ = kept_weights(encoder.weights, fit.weights)
     encoder._dtype = np.float32 if design.dtype.itemsize == 4 else np.float64

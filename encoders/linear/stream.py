@@ -216,7 +216,9 @@ class BlockFitter:
             for train, scorers in sets:
                 mean = block.mean(train.atoms) * design.fit_intercept
                 dtype = max((scorer.dtype for scorer in scorers), key=lambda dtype: dtype.itemsize)
-                b = loadings(train, block, mean, summed(products, train.atoms, buffers), buffers, dtype)
+                if block.drifts(train.atoms, mean):
+                    dtype = torch.float64
+                b = loadings(train, block, mean, summed(products, train.atoms, buffers), dtype)
                 for scorer in scorers:
                     scores = scorer(b, block, mean, buffers)
                     trial = scorer.test.trial
@@ -265,7 +267,7 @@ class BlockFitter:
         train = design.whole(self.task.plan.by_rows)[0]
         block, products = self._met(prepared, 0)
         mean = block.mean(train.atoms) * design.fit_intercept
-        b = loadings(train, block, mean, summed(products, train.atoms, buffers), buffers, design.dtype)
+        b = loadings(train, block, mean, summed(products, train.atoms, buffers), design.dtype)
         relative = torch.from_numpy(self.task.alphas[index] / train.top).to(design.device)
         b *= units.size.to(b.dtype)
         penalised = torch.add(train.eigenvalues[:, None], relative, out=buffers.get("work", b.shape, torch.float64))

@@ -15,17 +15,19 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
+from ..products import product
 from .design import SpectralDesign, Test, Train
 from .layout import Atoms
 from .matrix import Rows
 from .moments import SCORES, Moments
 from .spectrum import Penalties, fractions
 
-# Rounding of float32 in partial fractions that no score shows, in units of `Penalties.rounding`.
-_SMOOTH = 20.0
-# A prediction this much narrower than its axes one by one would make it, in units of power, is left over from large
-# terms that cancel on these very test rows, of which there are then few.
-_NARROW = 0.05
+# Rounding of a score's power by float32, in units of its own (`Penalties.rounding`): what is foretold of responses
+# without structure, beyond which all units are scored in float64, and what is found of a unit, beyond which it is.
+_SMOOTH = 8.0
+_ROUGH = 20.0
+# Means of runs so much farther apart than responses within them lie that float32 would blur the latter.
+_DRIFT = 10.0
 
 
 class Buffers:
@@ -87,6 +89,12 @@ class Block:
         spread = (self.squares[chosen] + self.sizes[chosen] * (self.means[chosen] - mean).square()).sum(0)
         return torch.where(self.constant(atoms), 0.0, spread)
 
+    def drifts(self, atoms: Atoms, mean: Tensor) -> bool:
+        """Whether means of some atoms lie so far from `mean` that responses within them would blur in float32."""
+        chosen = list(atoms)
+        between = (self.sizes[chosen] * (self.means[chosen] - mean).square()).sum(0)
+        return bool((between > _DRIFT**2 * self.squares[chosen].sum(0)).any())
+
     def only(self, units: np.ndarray) -> Block:
         """Some of the units, in memory of their own."""
         means, squares, low, high = (t[:, units] for t in (self.means, self.squares, self.low, self.high))
@@ -134,9 +142,7 @@ def cross_products(design: SpectralDesign, layout: int, block: Block, buffers: B
     return products
 
 
-def loadings(
-    train: Train, block: Block, mean: Tensor, products: Tensor | None, buffers: Buffers, dtype: torch.dtype
-) -> Tensor:
+def loadings(train: Train, block: Block, mean: Tensor, products: Tensor | None, dtype: torch.dtype) -> Tensor:
     """b of one training set, shape (axis, unit); exactly zero for units without deviations in it.
 
     Parameters
@@ -148,22 +154,19 @@ def loadings(
     dtype : torch.dtype
         Of the result; products with the responses are in theirs.
     """
-    b = buffers.get("b", (len(train.eigenvalues), block.Y.shape[1]), block.Y.dtype)
     if train.axes is not None:
         assert products is not None
-        torch.matmul(train.axes, products, out=b)
+        b = product(train.axes, products)
     else:
         assert train.coordinates is not None
-        start = 0
-        for i, rows in enumerate(block.segments(train.atoms)):
-            part = train.coordinates[:, start : start + rows.stop - rows.start]
-            if i == 0:
-                torch.matmul(part, block.Y[rows], out=b)
-            else:
-                b.addmm_(part, block.Y[rows])
+        start, found = 0, None
+        for rows in block.segments(train.atoms):
+            part = product(train.coordinates[:, start : start + rows.stop - rows.start], block.Y[rows])
+            found = part if found is None else found.add_(part)
             start += rows.stop - rows.start
-    if dtype != b.dtype:
-        b = buffers.get("b", b.shape, dtype).copy_(b)
+        assert found is not None
+        b = found
+    b = b.to(dtype)
     b.addmm_(train.sums.to(dtype), (block.means[list(train.atoms)] - mean).to(dtype))
     silent = block.constant(train.atoms) & (block.low[train.atoms[0]] == mean)
     return b.mul_(~silent) if bool(silent.any()) else b
@@ -186,21 +189,18 @@ class Scorer:
 
     def __init__(self, train: Train, test: Test, alphas: np.ndarray, score: str, by_prediction: bool):
         self.train, self.test, self.score, self.alphas = train, test, score, alphas
-        relative, features = alphas / train.top, test.coordinates.dtype
-        self.skeleton = Skeleton(train, relative, features) if by_prediction else None
-        self.dtype = features
-        if self.skeleton is None:
-            form, penalties = test.quadratic, torch.from_numpy(relative).to(train.eigenvalues.device)
-            known = Penalties(train.eigenvalues, penalties, form)
-            self._partial = form.partial
-            if features == torch.float32 and known.rounding > _SMOOTH:
-                self.dtype = torch.float64
-                self._partial = fractions(train.eigenvalues, test.coordinates.double())
-            self._sizes = known.sizes
-            self._shrunk = known.shrunk.to(self.dtype)
-            self._differences = (2 * known.differences).to(self.dtype)
-            self._squares = (known.shrunk.square() * form.diagonal).to(self.dtype)
-            self._shifted = (known.shrunk * test.mean).to(self.dtype)
+        relative = alphas / train.top
+        self.dtype = test.coordinates.dtype
+        self.skeleton = Skeleton(train, relative, self.dtype) if by_prediction else None
+        self._relative = torch.from_numpy(relative).to(train.eigenvalues.device)
+        self._forms: dict[torch.dtype, _Form] = {}
+        if self.skeleton is None and self.dtype == torch.float32 and self._form(self.dtype).rounding > _SMOOTH:
+            self.dtype = torch.float64
+
+    def _form(self, dtype: torch.dtype) -> _Form:
+        if dtype not in self._forms:
+            self._forms[dtype] = _Form(self.train, self.test, self._relative, dtype)
+        return self._forms[dtype]
 
     def __call__(self, b: Tensor, block: Block, train_mean: Tensor, buffers: Buffers) -> Tensor:
         """Scores, float64, shape (alpha, unit); NaN where undefined.
@@ -208,24 +208,22 @@ class Scorer:
         Parameters
         ----------
         b : Tensor, shape (axis, unit)
-            See `loadings`, in `dtype` or a longer one.
+            See `loadings`; in `dtype`, or a longer one that scores are then computed in.
         block : Block
         train_mean : Tensor of float64, shape (unit,)
         buffers : Buffers
         """
         test, given = self.test, b
-        b = test.quadratic.turned(b.to(self.dtype))
+        b = test.quadratic.turned(b)
         mean = block.mean(test.trial.atoms)
         spread = block.spread(test.trial.atoms, mean)
         shift = block.means[list(test.trial.atoms)] - mean
         bias = mean - train_mean
         if self.skeleton is not None:
             return self._by_prediction(b, block, shift, spread, bias, buffers)
-        scores, narrow = self._by_fractions(b, block, shift, spread, bias, buffers)
-        if len(narrow):
-            few, loadings, mean = block.only(narrow), given[:, narrow], train_mean[narrow]
-            for k in range(len(self.alphas)):
-                scores[k, narrow] = self.directly(loadings, few, mean, np.full(len(narrow), k))
+        scores, rough = self._by_fractions(b, block, shift, spread, bias, buffers)
+        if len(rough):
+            scores[:, rough] = self(given[:, rough].double(), block.only(rough), train_mean[rough], buffers)
         return scores
 
     def directly(self, b: Tensor, block: Block, train_mean: Tensor, index: np.ndarray) -> Tensor:
@@ -244,32 +242,31 @@ class Scorer:
     def _by_fractions(
         self, b: Tensor, block: Block, shift: Tensor, spread: Tensor, bias: Tensor, buffers: Buffers
     ) -> tuple[Tensor, np.ndarray]:
-        """Scores, and the units on whose predictions float32 leaves too little."""
-        test = self.test
-        c = buffers.get("c", b.shape, block.Y.dtype)
-        start = 0
-        for i, rows in enumerate(block.segments(test.trial.atoms)):
-            part = test.coordinates[start : start + rows.stop - rows.start].T
-            if i == 0:
-                torch.matmul(part, block.Y[rows], out=c)
-            else:
-                c.addmm_(part, block.Y[rows])
+        """Scores, and the units for which the dtype of `b` is not enough."""
+        test, form = self.test, self._form(b.dtype)
+        start, c = 0, None
+        for rows in block.segments(test.trial.atoms):
+            part = product(test.coordinates[start : start + rows.stop - rows.start].T, block.Y[rows])
+            c = part if c is None else c.add_(part)
             start += rows.stop - rows.start
-        work = c if c.dtype == self.dtype else buffers.get("work", b.shape, self.dtype).copy_(c)
+        assert c is not None
+        work = c.to(b.dtype)
         if len(test.trial.atoms) > 1:
-            work.addmm_(test.sums.to(self.dtype), shift.to(self.dtype))
-        cross = self._shrunk @ work.mul_(b)
-        torch.matmul(self._partial, b, out=work)
-        power = self._differences @ work.mul_(b)
-        each = self._squares @ torch.mul(b, b, out=work)
-        power += each
-        narrow = np.empty(0, dtype=np.int64)
-        if self.dtype == torch.float32:
-            narrow = torch.nonzero((power < _NARROW * each).any(0))[:, 0].cpu().numpy()
+            work.addmm_(test.sums.to(b.dtype), shift.to(b.dtype))
+        cross = form.shrunk @ work.mul_(b)
+        work = product(form.partial, b).mul_(b)
+        power = form.differences @ work
+        rough = np.empty(0, dtype=np.int64)
+        if b.dtype == torch.float32:
+            # Each term rounds on its own, so that their squares add up; neighbouring penalties hardly differ in it.
+            rounding = (form.differences[:: form.stride].square() @ work.square_()).sqrt_()
+        power += form.squares @ torch.mul(b, b, out=work)
+        if b.dtype == torch.float32:
+            rough = torch.nonzero((rounding > _ROUGH * power[:: form.stride]).any(0))[:, 0].cpu().numpy()
         if self.score == "r2":
-            bias = bias - (self._shifted @ b).double() * self._sizes
-        cross, power = cross.double() * self._sizes, power.double() * self._sizes.square()
-        return SCORES[self.score](Moments(cross, power, spread, bias, test.n)), narrow
+            bias = bias - (form.shifted @ b).double() * form.sizes
+        cross, power = cross.double() * form.sizes, power.double() * form.sizes.square()
+        return SCORES[self.score](Moments(cross, power, spread, bias, test.n)), rough
 
     def _by_prediction(
         self, b: Tensor, block: Block, shift: Tensor, spread: Tensor, bias: Tensor, buffers: Buffers
@@ -289,22 +286,40 @@ class Scorer:
         for s in range(len(skeleton.shrunk)):
             weighted = buffers.get("weighted", b.shape, y.dtype).copy_(b)
             weighted *= skeleton.shrunk[s].to(y.dtype)[:, None]
-            kept.append(torch.matmul(test.coordinates, weighted, out=buffers.get(f"kept {s}", y.shape, y.dtype)))
+            kept.append(product(test.coordinates, weighted))
         scores = torch.empty(len(self.alphas), b.shape[1], dtype=torch.float64, device=b.device)
         predicted = buffers.get("predicted", y.shape, y.dtype)
-        product = buffers.get("product", y.shape, y.dtype)
+        term = buffers.get("term", y.shape, y.dtype)
         for k, (weights, size) in enumerate(zip(skeleton.weights.tolist(), skeleton.sizes.tolist(), strict=True)):
             predicted.zero_()
             for weight, one in zip(weights, kept, strict=True):
                 if weight:
                     predicted.add_(one, alpha=weight)
-            cross = torch.mul(predicted, y, out=product).sum(0).double() * size
-            power = torch.mul(predicted, predicted, out=product).sum(0).double() * size**2
+            cross = torch.mul(predicted, y, out=term).sum(0).double() * size
+            power = torch.mul(predicted, predicted, out=term).sum(0).double() * size**2
             shifted: Tensor | float = bias
             if self.score == "r2":
                 shifted = bias - size * ((skeleton.table[k] * test.mean) @ b.double())
             scores[k] = SCORES[self.score](Moments(cross, power, spread, shifted, test.n))
         return scores
+
+
+class _Form:
+    """Partial fractions of one test in one dtype; see `spectrum.Quadratic` and `Penalties`."""
+
+    def __init__(self, train: Train, test: Test, relative: Tensor, dtype: torch.dtype):
+        form = test.quadratic
+        known = Penalties(train.eigenvalues, relative, form)
+        self.rounding, self.sizes = known.rounding, known.sizes
+        self.stride = -(-len(relative) // 20)
+        self.partial, diagonal = form.partial, form.diagonal
+        if dtype != form.partial.dtype:
+            coordinates = test.coordinates.double()
+            self.partial, diagonal = fractions(train.eigenvalues, coordinates), coordinates.square().sum(0)
+        self.shrunk = known.shrunk.to(dtype)
+        self.differences = (2 * known.differences).to(dtype)
+        self.squares = (known.shrunk.square() * diagonal).to(dtype)
+        self.shifted = (known.shrunk * test.mean).to(dtype)
 
 
 class Skeleton:
