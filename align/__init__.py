@@ -13,44 +13,76 @@ from .explainable import (
     signal_power,
     signal_power_explained,
 )
+from .inference import ModelComparison, bonferroni, compare_models
 from .multiple import cluster_p, fdr, grid_adjacency, max_statistic_p
+from .noise import noise_covariance, noise_precision, repeat_residuals
 from .partition import variance_partition
 from .permutation import PermutationTest, permutation_test
+from .power import rsa_power
 from .rdm import rdm
+from .rdm_models import FixedRDM, InterpolatedRDM, SelectedRDM, WeightedRDM
 from .report import report
 from .results import load_results, save_results
-from .rsa import rsa
+from .rsa import model_comparison, rsa
 from .schemes import block_shuffles, circular_shifts
 from .score import Score
+from .searchlight import Neighbourhoods, searchlight, surface_neighbours, volume_neighbours
+from .similarity import similarity
+from .time import rdm_over_time
+from .topology import Identification, identify, persistence, rgdm, rgtm, rtd
 
 __all__ = [
+    "FixedRDM",
+    "Identification",
+    "InterpolatedRDM",
+    "ModelComparison",
+    "Neighbourhoods",
     "PermutationTest",
     "Score",
+    "SelectedRDM",
+    "WeightedRDM",
     "best_layer",
     "block_shuffles",
+    "bonferroni",
     "cc_max",
     "cc_norm",
     "circular_shifts",
     "cluster_p",
     "compare",
+    "compare_models",
     "estimate_ncsnr",
     "explainable_variance",
     "fdr",
     "grid_adjacency",
+    "identify",
     "inter_subject_ceiling",
     "load_results",
     "max_statistic_p",
+    "model_comparison",
     "ncsnr_ceiling",
+    "noise_covariance",
+    "noise_precision",
     "permutation_test",
+    "persistence",
     "rdm",
+    "rdm_over_time",
+    "repeat_residuals",
     "report",
+    "rgdm",
+    "rgtm",
     "rsa",
     "rsa_ceiling",
+    "rsa_power",
+    "rtd",
     "save_results",
     "score",
     "score_bands",
+    "searchlight",
     "signal_power",
     "signal_power_explained",
+    "similarity",
     "split_half_ceiling",
+    "surface_neighbours",
     "variance_partition",
+    "volume_neighbours",
 ]

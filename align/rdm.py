@@ -3,76 +3,155 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from ..datasets.errors import unknown
 from ..datasets.rdms import RDMs, stimulus_positions
+from .geometry.crossvalidated import fold_means, per_fold
+from .geometry.distances import is_tensor, placed
+from .geometry.patterns import (
+    CROSS_VALIDATED,
+    METHODS,
+    WHITENED,
+    PatternRDM,
+    dissimilarities,
+    fewest_features,
+    fold_dissimilarities,
+    warn_unscored,
+)
+from .noise import METHODS as NOISE_METHODS
+from .noise import repeat_precision
 
-METHODS = ("sqeuclidean", "euclidean", "correlation", "cosine")
+__all__ = [
+    "METHODS",
+    "PatternRDM",
+    "check_method",
+    "dissimilarities",
+    "features_rdms",
+    "fewest_features",
+    "rdm",
+    "recording_rdms",
+    "unit_groups",
+    "unit_responses",
+]
 
-# Elements of a float64 working block (32 MiB): bounds memory beside the input for any number of features.
-BLOCK = 2**22
-
-# A Gram matrix loses the digits of a dissimilarity that is this much smaller than the two norms it is a
-# difference of; such pairs are recomputed from the difference of their patterns.
-CLOSE = 1e-3
+MISSING = ("pairwise", "nan")
 
 
-def rdm(X: Any, method: str = "correlation", noise: Any = None, folds: Any = None) -> RDMs:
+def rdm(
+    X: Any,
+    method: str = "correlation",
+    noise: Any = None,
+    folds: Any = None,
+    *,
+    labels: ArrayLike | None = None,
+    missing: str = "pairwise",
+    prior: tuple[float, float] = (1.0, 0.1),
+    device: Any = "auto",
+) -> RDMs:
     """Dissimilarity of every pair of stimuli.
 
     Parameters
     ----------
-    X : array of shape (stimulus, feature), Recording or Features
-        An array gives one RDM with the ids "0", "1", ...; a Recording one RDM per subject and region from
-        responses averaged over repeats; Features one RDM per layer, where (stimulus, token, feature) counts
-        as stimulus by token x feature.
+    X : array or tensor, Recording or Features
+        (stimulus, feature), or (presentation, feature) with `labels`, or (fold, stimulus, feature) for the
+        cross-validated methods, where a stimulus that a fold lacks is NaN. A Recording gives one RDM per subject
+        and region; Features one RDM per layer, where (stimulus, token, feature) counts as stimulus by token x
+        feature.
     method : str
+        P is the number of features.
+
         ========================  ==========================================================================
-        ``"sqeuclidean"``         ``sum((x_i - x_j)**2) / n_features``
-        ``"euclidean"``           ``sqrt(sum((x_i - x_j)**2) / n_features)``
+        ``"sqeuclidean"``         ``sum((x_i - x_j)**2) / P``
+        ``"euclidean"``           ``sqrt(sum((x_i - x_j)**2) / P)``
         ``"correlation"``         ``1 - r(x_i, x_j)``, r Pearson's over features (Kriegeskorte et al. 2008)
         ``"cosine"``              ``1 - cos(x_i, x_j)``
+        ``"mahalanobis"``         ``(x_i - x_j)' S (x_i - x_j) / P``, S the noise precision
+        ``"crossnobis"``          ``(b_mi - b_mj)' S (b_ni - b_nj) / P``, mean over pairs of different folds m, n:
+                                  without the bias of noise, negative for some (Walther et al. 2016)
+        ``"poisson"``             ``sum((l_i - l_j) * (log l_i - log l_j)) / P``, l the rates behind the counts
+        ``"poisson-cv"``          the same with l and log l from different folds, mean over all folds
         ========================  ==========================================================================
-    noise, folds
-        For methods that whiten or cross-validate; none of the methods above takes them.
+    noise : array, str or sequence, optional
+        For "mahalanobis" (needed) and "crossnobis" (default the identity): the PRECISION of the noise,
+        (feature, feature) or, for a diagonal, (feature,), as `align.noise.noise_precision` gives it; for
+        "crossnobis" also a list of these, one per fold, each of the noise of that fold's mean. Or a method of
+        `align.noise.noise_covariance`, which estimates it from repeats: X is then a Recording, presentations
+        with `labels`, or folds. Estimated from the very repeats that are compared, a full precision shrinks most
+        the noise that it has seen: where features outnumber the residuals, crossnobis is then biased upwards, and
+        "diagonal", or a precision from other data, is safe.
+    folds : sequence or str, optional
+        For the cross-validated methods: the fold of every presentation; for a Recording a column of its
+        presentations, e.g. "run". Default: the first presentation of every stimulus is one fold, the second
+        another, and so on.
+    labels : array_like of shape (presentation,), optional
+        The stimulus of every presentation of an array; presentations are averaged, within folds where there are
+        any. For (fold, stimulus, feature) the ids of the stimuli.
+    missing : {"pairwise", "nan"}
+        Patterns that lack some features: "pairwise" computes every dissimilarity from the features that both
+        have (divided by their number); whitened and cross-validated methods drop features with gaps instead.
+        "nan" gives such patterns no dissimilarity.
+    prior : (rate, weight)
+        Of the Poisson methods: rates are ``(x + rate * weight) / (1 + weight)``.
+    device : str or torch.device
+        Where the products of patterns are computed. "auto": tensors where they are, arrays on a GPU where there
+        is one and the work is worth it.
 
     Returns
     -------
     RDMs
-        One row per RDM. Float32 input is computed in float32 around float64 means, other input in float64.
-        A pattern without a dissimilarity (NaN or infinite; constant for "correlation"; zero for "cosine")
-        gives NaN for its pairs, with one warning that counts the patterns. Features that are NaN for all
-        stimuli are left out.
+        One row per RDM, ids "0", "1", ... where nothing tells stimuli apart. Float32 input is computed in float32
+        around float64 means (Poisson always in float64), other input in float64. A pattern without a
+        dissimilarity (infinite, NaN throughout; constant for "correlation"; zero for "cosine") gives NaN for its
+        pairs. One warning counts these and the patterns with gaps. Features that are NaN for all stimuli are left
+        out.
 
     Raises
     ------
     ValueError
-        For an unknown method, arguments the method does not take, fewer than 3 stimuli, or a wrong shape.
+        For an unknown method, arguments the method does not take or lacks, fewer than 3 stimuli, or a wrong shape.
 
     References
     ----------
-    Kriegeskorte, Mur & Bandettini (2008), Frontiers in Systems Neuroscience 2:4.
+    Kriegeskorte, Mur & Bandettini (2008), Frontiers in Systems Neuroscience 2:4. Walther et al. (2016), NeuroImage
+    137:188. Schuett et al. (2023), eLife 12:e82566.
     """
-    check_method(method)
-    for name, value in (("noise", noise), ("folds", folds)):
-        if value is not None:
-            raise ValueError(f"method={method!r} takes no {name}; leave {name} out.")
-    if hasattr(X, "average_repeats"):
-        return recording_rdms(X, method)
-    if hasattr(X, "layers") and hasattr(X, "stimulus_ids"):
-        return features_rdms(X, method)
-    X = np.asarray(X)
+    check_arguments(method, noise, folds, missing)
+    if hasattr(X, "average_repeats") or (hasattr(X, "layers") and hasattr(X, "stimulus_ids")):
+        if labels is not None:
+            raise ValueError("labels is for arrays; a Recording and Features know their stimuli.")
+        if hasattr(X, "average_repeats"):
+            return recording_rdms(X, method, noise=noise, folds=folds, missing=missing, prior=prior, device=device)
+        return features_rdms(X, method, noise=noise, missing=missing, prior=prior, device=device)
+    X = X if is_tensor(X) else np.asarray(X)
     if X.ndim == 2 and X.shape[1] < fewest_features(method):
         raise ValueError(f"X has {X.shape[1]} features; {method!r} needs at least {fewest_features(method)}.")
-    pattern_rdm = dissimilarities(X, method)
-    _warn_unscored([pattern_rdm], method)
-    return RDMs(pattern_rdm.vector, [str(k) for k in range(len(X))], method=method)
+    if X.ndim in (2, 3):
+        X = placed(X, device, float(X.shape[-2]) * np.prod(X.shape))
+    if method in CROSS_VALIDATED:
+        found, ids = _cross_validated(X, method, noise, folds, labels, prior, missing)
+    else:
+        if isinstance(noise, str):
+            if labels is None:
+                raise ValueError(
+                    f"noise={noise!r} needs repeats to estimate the noise from; give labels, the stimulus of every "
+                    "presentation, or a precision (align.noise.noise_precision)."
+                )
+            X, noise = _with_precision(X, labels, noise)
+        names: Sequence = range(len(X)) if X.ndim else []
+        if labels is not None:
+            _check_presentations(X)
+            means, names, _ = fold_means(X, labels, np.zeros(len(X), int))
+            X = means[0]
+        found = dissimilarities(X, method, noise=noise, missing=missing, prior=prior, device=device)
+        ids = [str(name) for name in names]
+    warn_unscored([found], method)
+    return RDMs(found.vector, ids, method=method)
 
 
 def check_method(method: str, argument: str = "method") -> None:
@@ -81,16 +160,87 @@ def check_method(method: str, argument: str = "method") -> None:
         raise ValueError(unknown(argument, method, METHODS))
 
 
-def fewest_features(method: str) -> int:
-    """Below this number of features (or units) a dissimilarity is not defined, and comes back as NaN."""
-    return 2 if method == "correlation" else 1
+def check_arguments(method: str, noise: Any, folds: Any, missing: str) -> None:
+    """Raise ValueError for an unknown name, and for what the method does not take or lacks."""
+    check_method(method)
+    if missing not in MISSING:
+        raise ValueError(unknown("missing", missing, MISSING))
+    for name, value, takers in (("noise", noise, WHITENED), ("folds", folds, CROSS_VALIDATED)):
+        if value is not None and method not in takers:
+            raise ValueError(f"method={method!r} takes no {name}; leave {name} out.")
+    if isinstance(noise, str) and noise not in NOISE_METHODS:
+        raise ValueError(unknown("noise", noise, NOISE_METHODS))
+    if method == "mahalanobis":
+        if noise is None:
+            raise ValueError("method='mahalanobis' needs noise; without it, it is 'sqeuclidean'.")
+        if per_fold(noise):
+            raise ValueError("method='mahalanobis' takes one noise precision; one per fold is for 'crossnobis'.")
 
 
-def features_rdms(features: Any, method: str, stimulus_ids: Sequence[str] | None = None) -> RDMs:
+def _check_presentations(X: Any) -> None:
+    if X.ndim != 2:
+        raise ValueError(f"X has shape {tuple(X.shape)}; expected (presentation, feature) with labels.")
+
+
+def _cross_validated(
+    X: Any, method: str, noise: Any, folds: Any, labels: ArrayLike | None, prior: tuple[float, float], missing: str
+) -> tuple[PatternRDM, list[str]]:
+    """RDM of an array with folds, and the ids of its stimuli."""
+    if X.ndim == 3:
+        if folds is not None:
+            raise ValueError("folds is for presentations; the first axis of X (fold, stimulus, feature) tells folds.")
+        names = list(range(X.shape[1])) if labels is None else np.asarray(labels).tolist()
+        if len(names) != X.shape[1]:
+            raise ValueError(f"labels has {len(names)} ids for {X.shape[1]} stimuli of X (fold, stimulus, feature).")
+        if isinstance(noise, str):
+            rows, noise = _with_precision(X.reshape(-1, X.shape[2]), np.tile(np.arange(X.shape[1]), len(X)), noise)
+            X = rows.reshape(*X.shape[:2], -1)
+    else:
+        _check_presentations(X)
+        if labels is None:
+            raise ValueError(
+                f"method={method!r} needs repeats; give labels, the stimulus of every presentation, or X as "
+                "(fold, stimulus, feature)."
+            )
+        if isinstance(noise, str):
+            X, noise = _with_precision(X, labels, noise)
+        X, names, _ = fold_means(X, labels, folds)
+    ids = [str(name) for name in names]
+    return fold_dissimilarities(X, method, noise=noise, prior=prior, missing=missing), ids
+
+
+def _with_precision(X: Any, labels: ArrayLike, method: str) -> tuple[Any, np.ndarray]:
+    """Presentations without the features that are NaN throughout, and the noise precision of the others."""
+    rows = X.cpu().numpy() if is_tensor(X) else X
+    _check_presentations(rows)
+    known = np.isfinite(rows).any(0)
+    if not known.all():
+        X, rows = X[:, np.flatnonzero(known)], rows[:, known]
+    return X, repeat_precision(rows, labels, method)
+
+
+def features_rdms(
+    features: Any,
+    method: str,
+    stimulus_ids: Sequence[str] | None = None,
+    *,
+    noise: Any = None,
+    missing: str = "pairwise",
+    prior: tuple[float, float] = (1.0, 0.1),
+    device: Any = "auto",
+) -> RDMs:
     """One RDM per layer of a Features object; the table has columns model and layer.
 
-    `stimulus_ids` picks and orders stimuli by id; None keeps all in their own order.
+    `stimulus_ids` picks and orders stimuli by id; None keeps all in their own order. `noise` is a precision, or a
+    mapping of layers to precisions.
     """
+    if method in CROSS_VALIDATED:
+        raise ValueError(
+            f"method={method!r} needs folds, which features do not have; the same dissimilarity without them is "
+            f"{CROSS_VALIDATED[method]!r}."
+        )
+    if isinstance(noise, str):
+        raise ValueError(f"noise={noise!r} needs repeats, which features do not have; give a precision.")
     ids = [str(name) for name in features.stimulus_ids]
     model = str(getattr(features, "model", ""))
     if stimulus_ids is None:
@@ -102,33 +252,69 @@ def features_rdms(features: Any, method: str, stimulus_ids: Sequence[str] | None
     layers = list(features.layers)
     found = []
     for layer in layers:
-        X = np.asarray(features[layer])[rows]
-        found.append(dissimilarities(X.reshape(len(X), -1), method, f"layer {layer!r}"))
-    _warn_unscored(found, method)
+        X = features[layer]
+        X = (X if is_tensor(X) else np.asarray(X))[rows]
+        precision = noise.get(layer) if isinstance(noise, Mapping) else noise
+        flat = X.reshape(len(X), -1)
+        options: dict[str, Any] = {"noise": precision, "missing": missing, "prior": prior, "device": device}
+        found.append(dissimilarities(flat, method, f"layer {layer!r}", **options))
+    warn_unscored(found, method)
     table = pd.DataFrame({"model": model, "layer": [str(layer) for layer in layers]})
     return RDMs(np.stack([one.vector for one in found]), wanted, table, method, getattr(features, "stimuli", None))
 
 
-def recording_rdms(recording: Any, method: str, by: str = "region") -> RDMs:
-    """One RDM per subject and value of the unit column `by`, from responses averaged over repeats.
+def recording_rdms(
+    recording: Any,
+    method: str,
+    by: str = "region",
+    *,
+    noise: Any = None,
+    folds: Any = None,
+    missing: str = "pairwise",
+    prior: tuple[float, float] = (1.0, 0.1),
+    device: Any = "auto",
+) -> RDMs:
+    """One RDM per subject and value of the unit column `by`.
 
-    The table has columns subject, `by` and n_units.
+    From responses averaged over repeats, or within folds for the cross-validated methods. The table has columns
+    subject, `by` and n_units. `noise` is a method of `align.noise.noise_covariance`, applied to the repeats of
+    every subject and region by themselves; or a diagonal precision of all units; or, where there is one subject and
+    one region, a precision (or one per fold). `folds` is a column of the presentations, or their folds.
     """
+    check_arguments(method, noise, folds, missing)
     _check_no_times(recording)
-    averaged = recording.average_repeats()
-    ids = averaged.presentations["stimulus"].astype(str).tolist()
+    groups = unit_groups(recording, by)
+    check_recording_noise(noise, groups)
+    if method in CROSS_VALIDATED:
+        ids = stimulus_order(recording)
+        folds = presentation_folds(recording, folds)
+        patterns = None
+    else:
+        patterns = recording.average_repeats()
+        ids = patterns.presentations["stimulus"].astype(str).tolist()
     rows, found, n_silent = [], [], 0
-    for subject, value, units in unit_groups(averaged, by):
-        patterns = unit_responses(averaged, units)
-        n_known = int(np.isfinite(patterns).any(0).sum())
-        n_silent += len(units) - n_known
-        rows.append({"subject": subject, by: value, "n_units": n_known})
-        found.append(dissimilarities(patterns, method, f"subject {subject!r}, {by} {value!r}"))
+    for subject, value, units in groups:
+        name = f"subject {subject!r}, {by} {value!r}"
+        X = unit_responses(recording if patterns is None else patterns, units)
+        known = np.isfinite(X).any(0)
+        n_silent += len(units) - int(known.sum())
+        rows.append({"subject": subject, by: value, "n_units": int(known.sum())})
+        precision = group_noise(noise, units)
+        if isinstance(noise, str):
+            labels = recording.presentations["stimulus"].to_numpy()
+            precision = repeat_precision(unit_responses(recording, units)[:, known], labels, noise)
+            X = X[:, known]
+        if patterns is None:
+            means = group_means(X, recording, ids, folds)
+            found.append(fold_dissimilarities(means, method, name, noise=precision, prior=prior, missing=missing))
+        else:
+            options: dict[str, Any] = {"noise": precision, "missing": missing, "prior": prior, "device": device}
+            found.append(dissimilarities(X, method, name, **options))
     if n_silent:
         warnings.warn(
-            f"{n_silent} of {len(averaged.units)} units lack responses; the RDMs are without them.", stacklevel=3
+            f"{n_silent} of {len(recording.units)} units lack responses; the RDMs are without them.", stacklevel=3
         )
-    _warn_unscored(found, method)
+    warn_unscored(found, method)
     vectors = np.stack([one.vector for one in found])
     return RDMs(vectors, ids, pd.DataFrame(rows), method, getattr(recording, "stimuli", None))
 
@@ -145,111 +331,75 @@ def unit_groups(recording: Any, by: str) -> list[tuple[str, str, np.ndarray]]:
 
 
 def unit_responses(recording: Any, units: np.ndarray) -> np.ndarray:
-    """Responses of some units, shape (presentation, unit)."""
-    return np.asarray(recording.responses)[:, units]
+    """Responses of some units, shape (presentation, unit[, time])."""
+    return np.asarray(recording.read(units=units))
+
+
+def check_recording_noise(noise: Any, groups: Sequence) -> None:
+    """Raise ValueError for a precision that cannot be that of every subject and region."""
+    if noise is None or isinstance(noise, str):
+        return
+    if len(groups) > 1 and (per_fold(noise) or np.ndim(noise) != 1):
+        raise ValueError(
+            f"noise is a precision, but the recording has {len(groups)} sets of units (by subject and region), and a "
+            "part of a precision is none. Select one of them, or give a method, e.g. noise='shrinkage-diagonal'."
+        )
+
+
+def group_noise(noise: Any, units: np.ndarray) -> Any:
+    """The part of a diagonal precision that belongs to some units; anything else as it is."""
+    if noise is None or isinstance(noise, str) or per_fold(noise) or np.ndim(noise) != 1:
+        return noise
+    return np.asarray(noise)[units]
+
+
+def stimulus_order(recording: Any) -> list[str]:
+    """Ids of the stimuli that were presented, in the order of `Recording.average_repeats`."""
+    shown = recording.presentations["stimulus"]
+    order = list(shown.unique())
+    if getattr(recording, "stimuli", None) is not None:
+        presented = set(order)
+        order = [one for one in recording.stimuli if one in presented]
+    return [str(one) for one in order]
+
+
+def presentation_folds(recording: Any, folds: Any) -> np.ndarray | None:
+    """Fold of every presentation: a column, the folds themselves, or None for repeats."""
+    if folds is None:
+        return None
+    table = recording.presentations
+    if isinstance(folds, str):
+        if folds not in table:
+            raise ValueError(unknown("folds", folds, table.columns, "It names a column of the presentations."))
+        return table[folds].to_numpy()
+    folds = np.asarray(folds)
+    if folds.shape != (len(table),):
+        raise ValueError(f"folds has shape {folds.shape}; expected one for each of {len(table)} presentations.")
+    return folds
+
+
+def group_means(X: np.ndarray, recording: Any, ids: Sequence[str], folds: np.ndarray | None) -> np.ndarray:
+    """Mean responses (fold, stimulus, unit) of some units, over the presentations that hold any of them.
+
+    Stimuli are in the order of `ids`, NaN where a fold lacks them. Without `folds`, repeats are counted over these
+    presentations.
+    """
+    valid = np.isfinite(X).any(1)
+    if not valid.any():
+        return np.full((2, len(ids), X.shape[1]), np.nan, X.dtype)
+    shown = recording.presentations["stimulus"].astype(str).to_numpy()[valid]
+    means, names, _ = fold_means(X[valid], shown, None if folds is None else folds[valid])
+    if names == list(ids):
+        return means
+    whole = np.full((len(means), len(ids), X.shape[1]), np.nan, means.dtype)
+    whole[:, stimulus_positions(ids, names, "the recording")] = means
+    return whole
 
 
 def _check_no_times(recording: Any) -> None:
     shape = tuple(recording.responses.shape)
     if len(shape) != 2:
         raise ValueError(
-            f"responses has shape {shape}: RSA over time is not available. "
-            "Average time first, e.g. recording.average_time(0.07, 0.17), to make it (presentation, unit)."
-        )
-
-
-@dataclass(frozen=True)
-class PatternRDM:
-    """Dissimilarity vector of one set of patterns, and how many patterns have no dissimilarity."""
-
-    vector: np.ndarray
-    n_unscored: int
-    n_patterns: int
-
-
-def dissimilarities(X: np.ndarray, method: str, name: str = "X") -> PatternRDM:
-    """Dissimilarities of the rows of `X` (stimulus, feature); see `rdm`."""
-    X = np.asarray(X)
-    if X.ndim != 2:
-        raise ValueError(f"{name} has shape {X.shape}; expected (stimulus, feature).")
-    if X.dtype.kind not in "fiub":
-        raise ValueError(f"{name} has dtype {X.dtype}; expected real numbers.")
-    n_stimuli, n_features = X.shape
-    if n_stimuli < 3:
-        raise ValueError(f"{name} has {n_stimuli} stimuli; an RDM that can be compared needs at least 3.")
-    if n_features == 0:
-        raise ValueError(f"{name} has no features; {method!r} needs at least {fewest_features(method)}.")
-
-    finite = np.concatenate([np.isfinite(X[rows]) for rows in _blocks(n_stimuli, n_features)])
-    if not finite.all():
-        known = finite.any(0)
-        X, finite = X[:, known], finite[:, known]
-    scored = finite.all(1) if X.shape[1] >= fewest_features(method) else np.zeros(n_stimuli, bool)
-    shift, scale = np.zeros(n_stimuli), np.ones(n_stimuli)
-    if method in ("correlation", "cosine"):
-        shift[scored], scale[scored] = _row_shift_and_norm(X[scored], centre=method == "correlation")
-        scored &= scale > 0
-
-    dtype = X.dtype if X.dtype == np.float32 else np.dtype(np.float64)
-    matrix = np.full((n_stimuli, n_stimuli), np.nan)
-    if scored.any():
-        squared = _squared_distances(X[scored], shift[scored, None], scale[scored, None], dtype)
-        # The squared distance of unit vectors is twice one minus their product: one route for all methods.
-        squared /= 2 if method in ("correlation", "cosine") else X.shape[1]
-        matrix[np.ix_(scored, scored)] = np.sqrt(squared) if method == "euclidean" else squared
-    vector = matrix[np.triu_indices(n_stimuli, 1)].astype(dtype)
-    return PatternRDM(vector, int((~scored).sum()), n_stimuli)
-
-
-def _blocks(n_items: int, item_size: int) -> list[slice]:
-    step = max(1, BLOCK // max(item_size, 1))
-    return [slice(start, min(start + step, n_items)) for start in range(0, n_items, step)]
-
-
-def _row_shift_and_norm(X: np.ndarray, centre: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Mean of every row (0 without `centre`) and the norm of what is left; norm 0 for rounding alone."""
-    shift, norm = np.zeros(len(X)), np.zeros(len(X))
-    for rows in _blocks(*X.shape):
-        block = X[rows].astype(np.float64)
-        if centre:
-            constant = block.min(1) == block.max(1)
-            shift[rows] = block.mean(1)
-            block -= shift[rows, None]
-            block[constant] = 0.0
-        norm[rows] = np.linalg.norm(block, axis=1)
-    return shift, norm
-
-
-def _squared_distances(X: np.ndarray, shift: np.ndarray, scale: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Squared Euclidean distances of the rows of ``(X - shift) / scale``, shape (row, row), float64.
-
-    One Gram matrix of column-centred patterns: the centring, in float64, is what keeps float32 accurate when
-    responses sit far from zero.
-    """
-    gram = np.zeros((len(X), len(X)))
-    for columns in _blocks(X.shape[1], len(X)):
-        block = (X[:, columns].astype(np.float64) - shift) / scale
-        block -= block.mean(0)
-        block = block.astype(dtype, copy=False)
-        gram += block @ block.T
-    norms = np.diagonal(gram)[:, None] + np.diagonal(gram)
-    squared = np.maximum(norms - 2 * gram, 0)
-    first, second = np.nonzero(np.triu(squared < CLOSE * norms, 1))
-    for pairs in _blocks(len(first), X.shape[1]):
-        i, j = first[pairs], second[pairs]
-        left = (X[i].astype(np.float64) - shift[i]) / scale[i]
-        right = (X[j].astype(np.float64) - shift[j]) / scale[j]
-        squared[i, j] = squared[j, i] = ((left - right) ** 2).sum(1)
-    return squared
-
-
-def _warn_unscored(found: Sequence[PatternRDM], method: str) -> None:
-    unscored = sum(one.n_unscored for one in found)
-    if unscored:
-        total = sum(one.n_patterns for one in found)
-        reason = {"correlation": "constant, NaN or infinite", "cosine": "zero, NaN or infinite"}
-        warnings.warn(
-            f"{unscored} of {total} patterns are {reason.get(method, 'NaN or infinite')}; "
-            "their dissimilarities are NaN.",
-            stacklevel=3,
+            f"responses has shape {shape}: rdm takes (presentation, unit). align.rdm_over_time gives an RDM per time "
+            "window; or average a window first, e.g. recording.average_time(0.07, 0.17)."
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import math
@@ -16,11 +17,14 @@ import pandas as pd
 
 from ..datasets.errors import unknown
 from ..datasets.rdms import RDMs
-from ..datasets.storage import atomic, new_hdf5, open_saved, read_table, write_table
+from ..datasets.storage import atomic, new_hdf5, open_saved, read_table, to_json, write_table
 from .score import COLUMNS, Evidence
 
 if TYPE_CHECKING:
     import h5py
+
+    from .inference import ModelComparison
+    from .topology import Identification
 
 SUFFIXES = (".csv", ".json", ".h5")
 TEXT = ("model", "layer", "dataset", "subject", "region", "metric", "formula")
@@ -37,7 +41,8 @@ def save_results(table: pd.DataFrame, path: str | Path) -> None:
         From `align.score`, `align.rsa` or `load_results`.
     path : str or Path
         ``.csv``: the table. ``.json``: a list with one record per row, missing numbers as null. ``.h5``: the
-        table and the evidence behind it, from which `align.report` draws; RDMs are kept as float32.
+        table and the evidence behind it, from which `align.report` draws, comparisons of models among it; RDMs are
+        kept as float32.
 
     Raises
     ------
@@ -211,6 +216,12 @@ def _save_hdf5(table: pd.DataFrame, path: Path) -> None:
             write_table(rdms, "table", evidence.rdms.table)
         if evidence.thumbnails is not None:
             group.create_dataset("thumbnails", data=evidence.thumbnails, compression="gzip", shuffle=True)
+        for k, (region, comparison) in enumerate(evidence.comparison.items()):  # a region may be named "V1/V2" or ""
+            found = group.create_group(f"comparison/{k}")
+            found.attrs["region"] = region
+            _write_fields(found, comparison)
+        if evidence.identification is not None:
+            _write_fields(group.create_group("identification"), evidence.identification)
 
 
 def _read_hdf5(file: h5py.File) -> pd.DataFrame:
@@ -228,8 +239,46 @@ def _read_hdf5(file: h5py.File) -> pd.DataFrame:
         rdms=rdms,
         thumbnails=group["thumbnails"][()] if "thumbnails" in group else None,
         provenance=json.loads(group.attrs["provenance"]),
+        comparison=_read_comparisons(group["comparison"]) if "comparison" in group else {},
+        identification=_read_identification(group["identification"]) if "identification" in group else None,
     )
     return table
+
+
+def _read_comparisons(group: h5py.Group) -> dict[str, ModelComparison]:
+    from .inference import ModelComparison
+
+    found = {}
+    for one in (group[name] for name in sorted(group, key=int)):
+        fields = _read_fields(one)
+        fields["folds"] = tuple(fields["folds"]) if fields["folds"] else None  # JSON knows lists only
+        found[str(one.attrs["region"])] = ModelComparison(**fields)
+    return found
+
+
+def _read_identification(group: h5py.Group) -> Identification:
+    from .topology import Identification
+
+    return Identification(**_read_fields(group))
+
+
+def _write_fields(group: h5py.Group, found: Any) -> None:
+    """Every field of a dataclass: arrays and tables as they are, all else as JSON."""
+    for name in (field.name for field in dataclasses.fields(found)):
+        value = getattr(found, name)
+        if isinstance(value, np.ndarray):
+            group.create_dataset(name, data=value)
+        elif isinstance(value, pd.DataFrame):
+            write_table(group, name, value)
+        else:
+            group.attrs[name] = to_json(value, name)
+
+
+def _read_fields(group: h5py.Group) -> dict[str, Any]:
+    fields = {name: json.loads(text) for name, text in group.attrs.items() if name != "region"}
+    for name, stored in group.items():
+        fields[name] = read_table(stored) if hasattr(stored, "items") else stored[()]
+    return fields
 
 
 def _write_units(parent: h5py.Group, units: pd.DataFrame) -> None:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from ..datasets.errors import unknown
 from ..datasets.rdms import RDMs
-from .ceiling import full_reliability, noise_share
 from .compare import check_method as check_comparison
 from .compare import compare as compare_rdms
-from .compare import rsa_ceiling, similarities
+from .compare import rsa_ceiling
 from .inference import (
     Seed,
     bootstrap_similarities,
@@ -23,11 +22,16 @@ from .inference import (
     permutation_similarities,
 )
 from .provenance import provenance
-from .rdm import check_method, dissimilarities, features_rdms, recording_rdms, unit_groups, unit_responses
-from .score import Evidence, Score, refuse_twins, tabulate
+from .rdm import check_method
+from .rsa_halves import Ceilings, average_subjects, place, split_half_ceilings
+from .rsa_sides import Recipe, Region, Topology, as_replicates, brain_side, model_side, regions_of
+from .score import Evidence, Score, tabulate
 
-N_SPLITS = 10  # random halvings of repeats, or of subjects, behind the ceiling of a single RDM
+if TYPE_CHECKING:
+    from .inference import ModelComparison
+
 SUBJECTS = ("each", "average")
+OVER = ("stimuli", "subjects", "both")
 
 
 def rsa(
@@ -40,6 +44,13 @@ def rsa(
     by: str = "region",
     subjects: str = "each",
     seed: Seed = 0,
+    *,
+    topology: Any = None,
+    over: str = "stimuli",
+    noise: Any = None,
+    folds: Any = None,
+    window: float | None = None,
+    step: float | None = None,
 ) -> pd.DataFrame:
     """Score every layer by the similarity of its RDM to those of the brain.
 
@@ -57,35 +68,58 @@ def rsa(
     compare : str
         Similarity of two RDMs, see `align.compare`.
     bootstrap, permutations : int
-        Resamples of the stimuli for the interval, and shuffles of the stimulus labels for p; 0 leaves it out.
+        Resamples (of what `over` says) for the interval, and shuffles of the stimulus labels for p; 0 leaves it out.
     by : str
         Column of ``brain.units`` (or ``brain.table``, where it may be absent) that tells regions apart.
     subjects : {"each", "average"}
         Compare with the RDM of each subject and average the similarities, or compare with the average of the
         subjects' RDMs, which is less noisy and so scores higher against a higher ceiling.
     seed : int or numpy Generator
+    topology : (lower, upper) or dict, optional
+        Transform the RDMs of models and brain, each on its own and after any averaging over sessions or subjects:
+        two thresholds for `align.topology.rgtm`, or a dict with lower, upper, transform ("rgtm" or "rgdm") and any
+        other option of that transform. Transformed RDMs have many ties, which "pearson" and "spearman" take best.
+    over : {"stimuli", "subjects", "both"}
+        What is drawn anew for the interval. "stimuli": for these subjects. "subjects", "both": two or more subjects
+        are needed; the interval is Student's t around the score, and the models are compared with each other in
+        ``table.attrs["evidence"].comparison``, one `ModelComparison` per region.
+    noise, folds
+        Of the brain, for the dissimilarities that whiten ("mahalanobis") or cross-validate ("crossnobis",
+        "poisson-cv"); see `align.rdm`. A name of the method for ``noise``, and of a column of
+        ``brain.presentations`` for ``folds``. With more units than repeats, "diagonal" is the noise to name for
+        "crossnobis": a covariance of the same repeats whitens the noise in the distances too, and biases them
+        upwards. Features have neither noise nor folds: beside these methods, and beside "poisson", models are
+        measured by "sqeuclidean".
+    window, step : float, optional
+        Seconds: RSA over time, in windows of this width (0: single samples) at these steps (default: the width).
+        Every window is a row of the table, with its centre in an additional column time. All windows share their
+        draws; p values and intervals are for one window and not corrected for their number.
 
     Returns
     -------
     pandas.DataFrame
-        One row per model, layer and region with the columns of `Score`:
+        One row per model, layer and region (and time) with the columns of `Score`:
 
         - score: mean over subjects of the similarity of model and brain RDM;
         - ceiling, ceiling_low: with two or more subjects the upper and lower bounds of Nili et al. (2014).
           With one subject the ceiling is ``sqrt(2 r / (1 + r))``, r the similarity of the RDMs of two random
           halves of the repeats, averaged over 10 halvings. This is approximate: the noise of an RDM falls
           faster than with the number of repeats, so the ceiling of noisy data comes out low (0.42 where 0.50
-          is right, but 0.82 for 0.85 and 0.96 for 0.96, in a simulation with three repeats). NaN without
-          repeats, without agreement between the halves, and for a single RDM;
-        - ci_low, ci_high: 95 % over stimuli, for these subjects; wide with few, see `bootstrap_comparison`;
+          is right, but 0.82 for 0.85 and 0.96 for 0.96, in a simulation with three repeats). Of
+          cross-validated dissimilarities random halves of the folds take the place of repeats, where ``folds`` names
+          four or more. NaN without repeats, without agreement between the halves, over time with a ``noise`` by
+          name, and for a single RDM;
+        - ci_low, ci_high: 95 % over what `over` says; over stimuli wide with few, see `bootstrap_comparison`;
         - p: one-sided, stimulus labels exchangeable, for these subjects.
 
-        ``table.attrs["evidence"].rdms`` holds the model and brain RDMs that were compared.
+        ``table.attrs["evidence"].rdms`` holds the model and brain RDMs that were compared; over time, those of the
+        brain at the time of the highest score of each region.
 
     Raises
     ------
     ValueError
-        For unknown methods, stimuli that the features lack, responses over time, or a wrong type.
+        For unknown methods, stimuli that the features lack, responses over time without a window, subjects to be
+        drawn where there is one, or a wrong type.
 
     Notes
     -----
@@ -94,75 +128,79 @@ def rsa(
     References
     ----------
     Kriegeskorte, Mur & Bandettini (2008), Frontiers in Systems Neuroscience 2:4. Nili et al. (2014), PLoS
-    Computational Biology 10:e1003553. Schuett et al. (2023), eLife 12:e82566.
+    Computational Biology 10:e1003553. Schuett et al. (2023), eLife 12:e82566. Lin & Kriegeskorte (2024), PNAS
+    121:e2317881121.
     """
-    check_method(rdm, "rdm")
-    check_comparison(compare, "compare")
-    if subjects not in SUBJECTS:
-        raise ValueError(unknown("subjects", subjects, SUBJECTS))
-    for name, count in (("bootstrap", bootstrap), ("permutations", permutations)):
-        if count < 0:
-            raise ValueError(f"{name}={count!r}; expected a number of resamples, or 0 for none.")
+    options = _Options(rdm, compare, bootstrap, permutations, subjects, over)
+    options.check()
+    transform = Topology.of(topology)
+    if step is not None and window is None:
+        raise ValueError(f"step={step!r} needs window: the width of the windows in seconds.")
+    recipe = Recipe(rdm, by, noise, folds, window, step)
     # Independent streams, so that the interval does not change with the number of permutations.
     for_bootstrap, for_permutation, for_splits = np.random.default_rng(seed).spawn(3)
 
-    brain_rdms, n_units = _brain_rdms(brain, rdm, by)
-    ceilings: dict[tuple[str, str], float] = {}
+    brain_rdms, n_units = brain_side(brain, recipe)
+    ceilings: Ceilings = {}
     if subjects == "average":
-        brain_rdms, n_units, ceilings = _average_subjects(brain_rdms, n_units, compare, for_splits)
-    model_rdms = _model_rdms(features, rdm, brain_rdms.stimulus_ids)
-    similarity = compare_rdms(model_rdms, brain_rdms, compare)
-    resampled = bootstrap_similarities(model_rdms, brain_rdms, compare, bootstrap, for_bootstrap)
-    shuffled = permutation_similarities(model_rdms, brain_rdms, compare, permutations, for_permutation)
+        averaged = average_subjects(brain_rdms, n_units, compare, transform, for_splits)
+        brain_rdms, n_units, ceilings = averaged
+    model_rdms = model_side(features, recipe.for_models, brain_rdms.stimulus_ids)
+    regions = regions_of(brain_rdms)
+    known = set(ceilings)
+    alone = [int(one.rows[0]) for one in regions if len(one.rows) == 1 and _place(one) not in known]
+    splits = (recipe, compare, transform, for_splits)
+    ceilings = split_half_ceilings(brain, brain_rdms[alone], *splits) | ceilings
+    formula = _formula(options, recipe, transform, model_rdms.method, isinstance(brain, RDMs))
+    if transform is not None:
+        model_rdms, brain_rdms = transform(model_rdms), transform(brain_rdms)
 
-    regions = _regions(brain_rdms, by)
-    alone = [int(region.rows[0]) for region in regions if len(region.rows) == 1]
-    ceilings = _split_half_ceilings(brain, brain_rdms[alone], rdm, compare, by, for_splits) | ceilings
-    models, layers = _text(model_rdms.table, "model", ""), _text(model_rdms.table, "layer", "")
-
-    def over_subjects(samples: np.ndarray) -> np.ndarray:
-        """(..., model, brain RDM) to (..., region, model)."""
-        return np.stack([samples[..., region.rows].mean(-1) for region in regions], axis=-2)
-
-    observed = over_subjects(similarity)
-    low, high, p = np.full((3, *observed.shape), np.nan)
-    if bootstrap:
-        columns = over_subjects(resampled).reshape(bootstrap, -1)
-        low, high = (bound.reshape(observed.shape) for bound in percentile_interval(columns))
-    if permutations:
-        p = permutation_p(observed, over_subjects(shuffled))
-    scores = []
-    for r, region in enumerate(regions):
-        if len(region.rows) > 1:
-            ceiling_low, ceiling = rsa_ceiling(brain_rdms[region.rows], compare)
-        else:
-            ceiling_low, ceiling = float("nan"), ceilings.get((region.subject, region.name), float("nan"))
-        known = np.isfinite(brain_rdms[region.rows].matrices) & ~np.eye(brain_rdms.n_stimuli, dtype=bool)
-        n_stimuli = int(known.any((0, 1)).sum())
-        for k in range(len(model_rdms)):
-            scores.append(
-                Score(
-                    model=models[k],
-                    layer=layers[k],
-                    dataset=str(getattr(brain, "name", "")),
-                    subject=region.subject,
-                    region=region.name,
-                    metric=compare,
-                    score=float(observed[r, k]),
-                    ceiling=ceiling,
-                    ceiling_low=ceiling_low,
-                    ci_low=float(low[r, k]),
-                    ci_high=float(high[r, k]),
-                    p=float(p[r, k]),
-                    n_units=int(n_units[region.rows].sum()),
-                    n_stimuli=n_stimuli,
-                    formula=_formula(model_rdms.method or "rdm", compare, subjects, bootstrap, permutations),
-                    seed=int(seed) if isinstance(seed, (int, np.integer)) else None,
+    timed = "time" in brain_rdms.table
+    streams = _Streams(for_bootstrap, for_permutation, shared=timed)
+    scores: list[Score] = []
+    times: list[float] = []
+    comparison: dict[str, ModelComparison] = {}
+    for block in _by_time(regions):
+        result = _compared(model_rdms, brain_rdms, block, options, streams)
+        for r, region in enumerate(block):
+            if len(region.rows) > 1:
+                ceiling_low, ceiling = rsa_ceiling(brain_rdms[region.rows], compare)
+            else:
+                ceiling_low = float("nan")
+                ceiling = ceilings.get(_place(region), float("nan"))
+            n_stimuli = _n_stimuli(brain_rdms[region.rows])
+            for k, (model, layer) in enumerate(zip(*(model_rdms.table[c] for c in ("model", "layer")), strict=True)):
+                scores.append(
+                    Score(
+                        model=model,
+                        layer=layer,
+                        dataset=str(getattr(brain, "name", "")),
+                        subject=region.subject,
+                        region=region.name,
+                        metric=compare,
+                        score=float(result.score[r, k]),
+                        ceiling=ceiling,
+                        ceiling_low=ceiling_low,
+                        ci_low=float(result.low[r, k]),
+                        ci_high=float(result.high[r, k]),
+                        p=float(result.p[r, k]),
+                        n_units=int(n_units[region.rows].sum()),
+                        n_stimuli=n_stimuli,
+                        formula=formula,
+                        seed=int(seed) if isinstance(seed, (int, np.integer)) else None,
+                    )
                 )
-            )
-    evidence = Evidence(
-        rdms=RDMs.concatenate([model_rdms, brain_rdms]),
+                times.append(region.time)
+        if not timed:
+            comparison = result.comparison
+    table = tabulate(scores)
+    if timed:
+        table["time"] = times
+    shown = _at_peaks(table, brain_rdms, regions) if timed else brain_rdms
+    table.attrs["evidence"] = Evidence(
+        rdms=RDMs.concatenate([model_rdms, shown]),
         thumbnails=thumbnails(brain_rdms.stimuli, brain_rdms.stimulus_ids),
+        comparison=comparison,
         provenance=provenance(
             analysis="rsa",
             rdm=rdm,
@@ -171,9 +209,72 @@ def rsa(
             permutations=permutations,
             by=by,
             seed=seed if isinstance(seed, (int, np.integer)) else repr(seed),
+            **_stated(topology=transform, over=over, noise=noise, folds=folds, window=window, step=step),
         ),
     )
-    return tabulate(scores, evidence)
+    return table
+
+
+def model_comparison(
+    features: Any,
+    brain: Any,
+    rdm: str = "correlation",
+    compare: str = "rho-a",
+    by: str = "region",
+    *,
+    topology: Any = None,
+    noise: Any = None,
+    folds: Any = None,
+    **options: Any,
+) -> ModelComparison:
+    """Compare models with each other by how well their RDMs match those of one region.
+
+    Parameters
+    ----------
+    features : Features, RDMs, models of RDMs, or a list of these
+        As in `rsa`, with one model per layer; or with ``fit`` and ``predict``, see `align.rdm_models`.
+    brain : Recording or RDMs
+        Of one region; replicates as in `rsa`.
+    rdm, compare, by, topology, noise, folds
+        As in `rsa`.
+    **options
+        Of `align.inference.compare_models`: over, bootstrap, crossvalidate, permutations, covariance, seed.
+
+    Returns
+    -------
+    ModelComparison
+
+    Raises
+    ------
+    ValueError
+        For several regions, and as `rsa` and `compare_models`.
+    """
+    from .inference import compare_models
+
+    check_method(rdm, "rdm")
+    check_comparison(compare, "compare")
+    recipe, transform = Recipe(rdm, by, noise, folds), Topology.of(topology)
+    brain_rdms, _ = brain_side(brain, recipe)
+    names = [f"{one.name} at {one.time:g} s" if one.time == one.time else one.name for one in regions_of(brain_rdms)]
+    if len(names) > 1:
+        shown = ", ".join(map(repr, names[:5])) + (", ..." if len(names) > 5 else "")
+        raise ValueError(
+            f"brain has {len(names)} regions ({shown}); compare models on one, e.g. brain.select({by}=...)."
+        )
+    given = list(features) if isinstance(features, (list, tuple)) else [features]
+    plain = [one for one in given if not _is_model(one)]
+    model_rdms = model_side(plain, recipe.for_models, brain_rdms.stimulus_ids) if plain or not given else None
+    if transform is not None:
+        brain_rdms = transform(brain_rdms)
+        model_rdms = model_rdms if model_rdms is None else transform(model_rdms)
+    flexible = [one for one in given if _is_model(one)]
+    models: Any = model_rdms if not flexible else [*([] if model_rdms is None else [model_rdms]), *flexible]
+    return compare_models(models, as_replicates(brain_rdms), compare, **options)
+
+
+def _is_model(one: Any) -> bool:
+    """A model of RDMs, with or without something to fit."""
+    return hasattr(one, "fit") and hasattr(one, "predict")
 
 
 def thumbnails(stimuli: Any, ids: Sequence[str], size: int = 48, most: int = 1000) -> np.ndarray | None:
@@ -190,141 +291,168 @@ def thumbnails(stimuli: Any, ids: Sequence[str], size: int = 48, most: int = 100
 
 
 @dataclass(frozen=True)
-class _Region:
-    """Replicates of one region: rows of the stack of brain RDMs."""
+class _Options:
+    """What `rsa` was asked for, apart from how RDMs are made."""
 
-    name: str
-    subject: str
-    rows: np.ndarray
+    rdm: str
+    compare: str
+    bootstrap: int
+    permutations: int
+    subjects: str
+    over: str
 
-
-def _regions(brain_rdms: RDMs, by: str) -> list[_Region]:
-    regions = []
-    names = brain_rdms.table["region"]
-    for name in names.unique():
-        rows = np.flatnonzero(names == name)
-        subject = brain_rdms.table["subject"].iloc[rows[0]] if len(rows) == 1 else f"group of {len(rows)}"
-        regions.append(_Region(name, subject, rows))
-    return regions
-
-
-def _brain_rdms(brain: Any, method: str, by: str) -> tuple[RDMs, np.ndarray]:
-    """One RDM per subject and region, with the columns kind, region, subject and label; units behind each."""
-    if isinstance(brain, RDMs):
-        known = [column for column in (by, "subject") if column in brain.table]
-        if by not in known and by != "region":
-            raise ValueError(unknown("by", by, brain.table.columns))
-        found = brain.mean(by=known) if "subject" in known else brain
-    elif hasattr(brain, "average_repeats"):
-        found = recording_rdms(brain, method, by)
-    else:
-        raise ValueError(f"brain is a {type(brain).__name__}; expected a Recording or RDMs.")
-    table = found.table
-    n_units = table["n_units"].fillna(0).to_numpy(int) if "n_units" in table else np.zeros(len(table), int)
-    region = _text(table, by, "")
-    subject = _text(table, "subject" if "subject" in table else "label", "")
-    labels = [
-        " ".join(filter(None, pair)) or f"brain {k + 1}" for k, pair in enumerate(zip(region, subject, strict=True))
-    ]
-    described = pd.DataFrame({"kind": "brain", "region": region, "subject": subject, "label": labels})
-    return RDMs(found.vectors, found.stimulus_ids, described, found.method, found.stimuli), n_units
+    def check(self) -> None:
+        check_method(self.rdm, "rdm")
+        check_comparison(self.compare, "compare")
+        for name, known in (("subjects", SUBJECTS), ("over", OVER)):
+            if getattr(self, name) not in known:
+                raise ValueError(unknown(name, getattr(self, name), known))
+        for name in ("bootstrap", "permutations"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)!r}; expected a number of resamples, or 0 for none.")
+        if self.over != "stimuli" and self.subjects == "average":
+            raise ValueError(
+                f"over={self.over!r} draws subjects, and subjects='average' leaves one RDM per region; use "
+                "subjects='each' with it, or over='stimuli'."
+            )
 
 
-def _model_rdms(features: Any, method: str, stimulus_ids: Sequence[str]) -> RDMs:
-    """RDMs of all models over these stimuli, with the columns kind, model, layer and label."""
-    if isinstance(features, (list, tuple)):
-        if not features:
-            raise ValueError("features is an empty list; give at least one model's Features or RDMs.")
-        refuse_twins([one.model for one in features if hasattr(one, "model")])
-        return RDMs.concatenate([_model_rdms(one, method, stimulus_ids) for one in features])
-    if isinstance(features, RDMs):
-        found = features.reorder(stimulus_ids)
-    elif hasattr(features, "layers") and hasattr(features, "stimulus_ids"):
-        found = features_rdms(features, method, stimulus_ids)
-    else:
-        raise ValueError(
-            f"features is a {type(features).__name__}; expected Features, model RDMs, or a list of these. "
-            "An array becomes RDMs with align.rdm, which then need the brain's stimulus ids."
+@dataclass
+class _Streams:
+    """Randomness of resampling; `shared`: the same draws at every time, so that courses are smooth."""
+
+    bootstrap: np.random.Generator
+    permutation: np.random.Generator
+    shared: bool = False
+
+    def __post_init__(self) -> None:
+        self._seeds = [int(rng.integers(2**62)) for rng in (self.bootstrap, self.permutation)] if self.shared else []
+
+    def next(self) -> tuple[Seed, Seed]:
+        return (self._seeds[0], self._seeds[1]) if self.shared else (self.bootstrap, self.permutation)
+
+
+@dataclass(frozen=True)
+class _Result:
+    """Arrays (region, model), and the comparison of models per region where subjects were drawn."""
+
+    score: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    p: np.ndarray
+    comparison: dict[str, ModelComparison] = field(default_factory=dict)
+
+
+def _compared(
+    model_rdms: RDMs, stack: RDMs, regions: Sequence[Region], options: _Options, streams: _Streams
+) -> _Result:
+    """Scores of all models in some regions with intervals and p values."""
+    rows = np.concatenate([region.rows for region in regions])
+    order = np.sort(rows)
+    places = [np.searchsorted(order, region.rows) for region in regions]
+    brain_rdms, compare = stack[order], options.compare
+    for_bootstrap, for_permutation = streams.next()
+
+    def over_subjects(samples: np.ndarray) -> np.ndarray:
+        """(..., model, brain RDM) to (..., region, model)."""
+        return np.stack([samples[..., place].mean(-1) for place in places], axis=-2)
+
+    observed = over_subjects(compare_rdms(model_rdms, brain_rdms, compare))
+    low, high, p = np.full((3, *observed.shape), np.nan)
+    comparison: dict[str, ModelComparison] = {}
+    if options.bootstrap and options.over == "stimuli":
+        resampled = bootstrap_similarities(model_rdms, brain_rdms, compare, options.bootstrap, for_bootstrap)
+        columns = over_subjects(resampled).reshape(options.bootstrap, -1)
+        low, high = (bound.reshape(observed.shape) for bound in percentile_interval(columns))
+    elif options.bootstrap:
+        comparison = _comparisons(model_rdms, stack, regions, options, for_bootstrap)
+        bounds = np.stack([comparison[region.name].interval() for region in regions])  # (region, model, 2)
+        low, high = bounds[..., 0], bounds[..., 1]
+    if options.permutations:
+        shuffled = permutation_similarities(model_rdms, brain_rdms, compare, options.permutations, for_permutation)
+        p = permutation_p(observed, over_subjects(shuffled))
+    return _Result(observed, low, high, p, comparison)
+
+
+def _comparisons(
+    model_rdms: RDMs, stack: RDMs, regions: Sequence[Region], options: _Options, seed: Seed
+) -> dict[str, ModelComparison]:
+    """Comparison of the models per region, all regions with the same draws."""
+    from .inference import compare_models
+
+    same = int(seed.integers(2**62)) if isinstance(seed, np.random.Generator) else seed
+    found = {}
+    for region in regions:
+        if len(region.rows) < 2:
+            raise ValueError(
+                f"over={options.over!r} draws subjects, but region {region.name!r} has one RDM; use over='stimuli'."
+            )
+        found[region.name] = compare_models(
+            model_rdms,
+            as_replicates(stack[region.rows]),
+            options.compare,
+            over=options.over,
+            bootstrap=options.bootstrap,
+            seed=same,
         )
-    table = found.table
-    layer = _text(table, "layer", "")
-    fallback = _text(table, "label", "") if "label" in table else [f"model {k + 1}" for k in range(len(table))]
-    model = _text(table, "model", "") if "model" in table else fallback
-    labels = [" ".join(filter(None, pair)) for pair in zip(model, layer, strict=True)]
-    described = pd.DataFrame({"kind": "model", "model": model, "layer": layer, "label": labels})
-    return RDMs(found.vectors, found.stimulus_ids, described, found.method)
+    return found
 
 
-def _text(table: pd.DataFrame, column: str, default: str) -> list[str]:
-    return table[column].astype(str).tolist() if column in table else [default] * len(table)
+def _place(region: Region) -> tuple[str, str, float]:
+    return place(region.subject, region.name, region.time)
 
 
-def _average_subjects(
-    each: RDMs, n_units: np.ndarray, compare: str, rng: np.random.Generator
-) -> tuple[RDMs, np.ndarray, dict[tuple[str, str], float]]:
-    """The average RDM of every region, the units behind it, and its ceiling from random halves of the subjects."""
-    stacks, counts = [], []
-    ceilings: dict[tuple[str, str], float] = {}
-    for region in _regions(each, "region"):
-        members, n = each[region.rows], len(region.rows)
-        stack = members.mean()
-        subject = f"average of {n}" if n > 1 else region.subject
-        label = " ".join(filter(None, (region.name, subject)))
-        table = pd.DataFrame([{"kind": "brain", "region": region.name, "subject": subject, "label": label}])
-        stacks.append(RDMs(stack.vectors, each.stimulus_ids, table, each.method, each.stimuli))
-        counts.append(n_units[region.rows].sum())
-        if n > 1:
-            agreement = []
-            for _ in range(N_SPLITS):
-                order = rng.permutation(n)
-                one, other = (members[part].mean().vectors.astype(np.float64) for part in np.array_split(order, 2))
-                agreement.append(similarities(one, other, compare)[0, 0])
-            shares = (1 / (n // 2), 1 / (n - n // 2), 1 / n)
-            ceilings[subject, region.name] = _root_reliability(float(np.mean(agreement)), *shares)
-    return RDMs.concatenate(stacks), np.array(counts), ceilings
+def _by_time(regions: Sequence[Region]) -> list[list[Region]]:
+    """Regions of one time together; all of them where there are no times."""
+    blocks: dict[float, list[Region]] = {}
+    for region in regions:
+        blocks.setdefault(-np.inf if np.isnan(region.time) else region.time, []).append(region)
+    return list(blocks.values())
 
 
-def _root_reliability(agreement: float, first: float, second: float, full: float) -> float:
-    """Ceiling of an RDM from the similarity of those of two halves of the repeats or subjects behind it."""
-    reliability = float(full_reliability(agreement, first, second, full))
-    return float(np.sqrt(reliability)) if reliability > 0 else float("nan")
+def _n_stimuli(replicates: RDMs) -> int:
+    """Stimuli with any known dissimilarity."""
+    known = np.isfinite(replicates.matrices) & ~np.eye(replicates.n_stimuli, dtype=bool)
+    return int(known.any((0, 1)).sum())
 
 
-def _split_half_ceilings(
-    brain: Any, single: RDMs, method: str, compare: str, by: str, rng: np.random.Generator
-) -> dict[tuple[str, str], float]:
-    """Ceiling per (subject, region) of `single` from RDMs of random halves of the repeats; see `rsa`."""
-    ceilings: dict[tuple[str, str], float] = {}
-    if isinstance(brain, RDMs):
-        return ceilings
-    for subject, table in single.table.groupby("subject", sort=False):
-        recording = brain.select(subject=subject)
-        groups = {region: units for _, region, units in unit_groups(recording, by)}
-        agreement = np.full((N_SPLITS, len(table)), np.nan)
-        for split in agreement:
-            try:
-                halves = recording.split_halves(seed=rng)
-            except ValueError:  # nothing was repeated
-                break
-            for k, region in enumerate(table["region"]):
-                one, other = (
-                    dissimilarities(unit_responses(half, groups[region]), method).vector[None].astype(np.float64)
-                    for half in halves
-                )
-                split[k] = similarities(one, other, compare)[0, 0]
-        if np.isnan(agreement).all():
-            continue
-        shares = [noise_share(part) for part in (*halves, recording.average_repeats())]
-        for region, r in zip(table["region"], agreement.mean(0), strict=True):
-            ceilings[str(subject), region] = _root_reliability(float(r), *shares)
-    return ceilings
+def _at_peaks(table: pd.DataFrame, brain_rdms: RDMs, regions: Sequence[Region]) -> RDMs:
+    """Per region the RDM at the time of its highest score, mean over subjects: those of all times fill the memory."""
+    best = table.groupby("region", sort=False)["score"].transform("max")
+    peaks = table[table["score"] == best].drop_duplicates("region").set_index("region")["time"]
+    stacks = []
+    for region in regions:
+        if peaks.get(region.name) == region.time:
+            mean = brain_rdms[region.rows].mean()
+            label = f"{region.name or 'brain'} at {region.time:.3g} s"
+            row = {"kind": "brain", "region": region.name, "subject": region.subject, "label": label}
+            described = pd.DataFrame([row | {"time": region.time}])
+            stacks.append(RDMs(mean.vectors, mean.stimulus_ids, described, mean.method, mean.stimuli))
+    return RDMs.concatenate(stacks) if stacks else brain_rdms[:0]
 
 
-def _formula(method: str, compare: str, subjects: str, bootstrap: int, permutations: int) -> str:
-    over = "mean over subjects" if subjects == "each" else "RDM averaged over subjects"
-    parts = [f"rsa-{method}-{compare}-1: {over}"]
-    if bootstrap:
-        parts.append("ci: bootstrap over stimuli")
-    if permutations:
+def _stated(**options: Any) -> dict[str, Any]:
+    """Options as they are written down: nothing that was left out, and no array."""
+    return {
+        name: value if isinstance(value, (str, int, float)) else str(value) if isinstance(value, Topology) else "given"
+        for name, value in options.items()
+        if value is not None
+    }
+
+
+def _formula(options: _Options, recipe: Recipe, transform: Topology | None, model_method: str, given: bool) -> str:
+    of_brain = recipe.method if not given and recipe.for_models != recipe.method else model_method or "rdm"
+    parts = [f"rsa-{of_brain}-{options.compare}-1: "]
+    if of_brain != model_method and model_method:
+        parts[0] += f"models {model_method}, "
+    if transform is not None:
+        parts[0] += f"{transform}, "
+    parts[0] += "mean over subjects" if options.subjects == "each" else "RDM averaged over subjects"
+    if recipe.window is not None:
+        parts.append(f"windows of {recipe.window:g} s")
+    if options.bootstrap:
+        drawn = {"stimuli": "bootstrap over stimuli", "subjects": "bootstrap over subjects, t"}
+        parts.append(f"ci: {drawn.get(options.over, 'dual bootstrap over stimuli and subjects, t')}")
+    if options.permutations:
         parts.append("p: stimulus-label permutation")
     return "; ".join(parts)

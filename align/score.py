@@ -13,6 +13,8 @@ import pandas as pd
 
 if TYPE_CHECKING:
     from ..datasets.rdms import RDMs
+    from .inference import ModelComparison
+    from .topology import Identification
 
 COLUMNS = [
     "model",
@@ -105,12 +107,18 @@ class Evidence:
         Small pictures of the stimuli, in the order of ``rdms.stimulus_ids``.
     provenance : dict
         Versions, seed, options and command line.
+    comparison : dict from str to ModelComparison
+        Per region, how its models compare with each other; empty where they were not.
+    identification : Identification or None
+        How often regions or layers were told apart, by thresholds of a topological transform.
     """
 
     units: pd.DataFrame = field(default_factory=pd.DataFrame)
     rdms: RDMs | None = None
     thumbnails: np.ndarray | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    comparison: Mapping[str, ModelComparison] = field(default_factory=dict)
+    identification: Identification | None = None
 
     def __deepcopy__(self, memo: dict) -> Evidence:
         return self  # pandas deep-copies `attrs` at every step, and this never changes

@@ -21,7 +21,7 @@ from .errors import unknown
 
 ENVIRONMENT = "NEURALIGN_DATA"
 # Importing one of these registers its datasets; other packages do the same through entry points.
-MODULES = ("simulate", "spikes.cowley_v4", "fmri.kriegeskorte_92")
+MODULES = ("simulate", "spikes.cowley_v4", "fmri.kriegeskorte_92", "fmri.algonauts2019_78")
 ENTRY_POINTS = "neuralign.datasets"
 
 

@@ -14,6 +14,40 @@ from typing import Annotated, Any
 import typer
 
 from . import __version__
+from .options import (
+    COMPONENTS,
+    Bootstrap,
+    Comparison,
+    Controls,
+    DatasetArg,
+    Device,
+    Dissimilarity,
+    Encoder,
+    Folds,
+    Json,
+    Kernel,
+    Layers,
+    ModelArg,
+    NameArg,
+    Noise,
+    Out,
+    Over,
+    Permutations,
+    Pool,
+    Regions,
+    Root,
+    Seed,
+    Select,
+    Session,
+    Step,
+    Subject,
+    Subjects,
+    Thresholds,
+    Transform,
+    Weights,
+    Window,
+    can_write,
+)
 
 app = typer.Typer(
     name="neuralign",
@@ -25,91 +59,6 @@ app = typer.Typer(
 )
 datasets_app = typer.Typer(help="List datasets, show one, check its files.", invoke_without_command=True)
 app.add_typer(datasets_app, name="datasets")
-
-
-def _can_write(out: Path | None) -> Path | None:
-    """Refuse a place for results before hours of computation go into them."""
-    if out is not None:
-        from .align.results import check_target
-
-        check_target(out)
-    return out
-
-
-def _can_save(out: Path | None) -> Path | None:
-    if out is not None:
-        from .align.results import SUFFIXES
-        from .datasets.errors import unknown
-
-        known = (".html", *SUFFIXES)
-        if out.suffix.lower() not in known:
-            raise ValueError(unknown("suffix of --out", out.suffix, known, f"Found {str(out)!r}."))
-    return _can_write(out)
-
-
-ENCODERS = ("ridge", "banded", "kernel", "pls")
-KERNELS = ("linear", "poly", "rbf")
-COMPONENTS = (1, 2, 3, 4, 6, 8, 12, 16, 25)
-
-
-def _known_encoder(name: str) -> str:
-    from .datasets.errors import unknown
-
-    if name not in ENCODERS:
-        raise ValueError(unknown("encoder", name, ENCODERS))
-    return name
-
-
-def _known_kernel(context: typer.Context, name: str | None) -> str | None:
-    from .datasets.errors import unknown
-
-    if name is not None and name not in KERNELS:
-        raise ValueError(unknown("kernel", name, KERNELS))
-    if name is not None and context.params.get("encoder") != "kernel":
-        raise ValueError(f"--kernel {name} goes with --encoder kernel; found --encoder {context.params.get('encoder')}")
-    return name
-
-
-ModelArg = Annotated[
-    str, typer.Argument(metavar="MODEL", help="Model, or several separated by commas; see `neuralign models`.")
-]
-DatasetArg = Annotated[
-    str, typer.Argument(metavar="DATASET", help="Dataset, see `neuralign datasets`, or an .h5 file of a Recording.")
-]
-NameArg = Annotated[str, typer.Argument(metavar="NAME", help="One of `neuralign datasets`.")]
-Root = Annotated[Path | None, typer.Option(help="Folder with the dataset; default below $NEURALIGN_DATA.")]
-Weights = Annotated[Path | None, typer.Option(help="File or folder with the weights; default below $NEURALIGN_DATA.")]
-Layers = Annotated[str | None, typer.Option(help="Layers or patterns separated by commas, or `all`.")]
-Regions = Annotated[str | None, typer.Option(help="Regions separated by commas; default all.")]
-Subject = Annotated[str | None, typer.Option(help="Subject.")]
-Session = Annotated[str | None, typer.Option(help="Session.")]
-Select = Annotated[
-    list[str] | None, typer.Option(metavar="KEY=VALUE", help="Any other selector of the dataset; may be repeated.")
-]
-Encoder = Annotated[
-    str,
-    typer.Option(
-        callback=_known_encoder,
-        is_eager=True,  # --kernel asks for it, wherever it stands
-        help="ridge, kernel or pls of each layer; banded: all layers of a model at once, and the part of each.",
-    ),
-]
-Kernel = Annotated[
-    str | None, typer.Option(callback=_known_kernel, help="linear, poly or rbf, for --encoder kernel; default rbf.")
-]
-Seed = Annotated[int, typer.Option(help="Seed of folds, resampling and untrained weights.")]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
-Pool = Annotated[
-    int, typer.Option(min=0, help="Average maps into a grid of this many cells a side; 0 keeps every place.")
-]
-Controls = Annotated[bool, typer.Option(help="Also score pixels and an untrained copy of each model.")]
-Bootstrap = Annotated[int, typer.Option(min=0, help="Draws of stimuli behind the interval; 0 for none.")]
-Permutations = Annotated[int, typer.Option(min=0, help="Shuffles of stimuli behind p; 0 for none.")]
-Json = Annotated[bool, typer.Option("--json", help="Print records as JSON instead of a table.")]
-Out = Annotated[
-    Path | None,
-    typer.Option(callback=_can_save, help="Also write .html (report), .h5 (all), .csv or .json (table)."),
-]
 
 
 def _version(show: bool) -> None:
@@ -130,7 +79,7 @@ def _common(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(callback=_can_write, help="Where the report goes.")] = Path("report.html"),
+    out: Annotated[Path, typer.Option(callback=can_write, help="Where the report goes.")] = Path("report.html"),
     seed: Seed = 0,
     device: Device = "auto",
     as_json: Json = False,
@@ -271,9 +220,16 @@ def rsa(
     subject: Subject = None,
     session: Session = None,
     select: Select = None,
-    rdm: Annotated[str, typer.Option(help="Dissimilarity of two stimuli.")] = "correlation",
-    compare: Annotated[str, typer.Option(help="Similarity of two RDMs.")] = "rho-a",
-    subjects: Annotated[str, typer.Option(help="Compare with `each` subject's RDM or with their `average`.")] = "each",
+    rdm: Dissimilarity = "correlation",
+    compare: Comparison = "rho-a",
+    subjects: Subjects = "each",
+    topology: Thresholds = None,
+    transform: Transform = None,
+    over: Over = "stimuli",
+    noise: Noise = None,
+    folds: Folds = None,
+    window: Window = None,
+    step: Step = None,
     pool: Pool = 0,
     controls: Controls = True,
     bootstrap: Bootstrap = 1000,
@@ -289,6 +245,7 @@ def rsa(
     """
     from . import align, datasets
 
+    thresholds = _topology(topology, transform)
     brain = _brain(dataset, root, regions, subject, session, select)
     names = _split(model) or []
     given = [name.removeprefix("rdms:") for name in names if name.startswith("rdms:")]
@@ -305,6 +262,12 @@ def rsa(
         permutations=permutations,
         subjects=subjects,
         seed=seed,
+        topology=thresholds,
+        over=over,
+        noise=noise,
+        folds=folds,
+        window=window,
+        step=step,
     )
     _finish(table, as_json, out)
 
@@ -315,12 +278,25 @@ def report(
         list[Path],
         typer.Argument(metavar="RESULT", help="Result files (.h5 of --out; .csv or .json show less)."),
     ],
-    out: Annotated[Path, typer.Option(callback=_can_write, help="The page to write.")] = Path("report.html"),
+    out: Annotated[Path, typer.Option(callback=can_write, help="The page to write.")] = Path("report.html"),
 ) -> None:
     """Make one HTML page of result files."""
     from . import align
 
     typer.echo(align.report([align.load_results(path) for path in results], out))
+
+
+def _topology(thresholds: str | None, transform: str | None) -> dict[str, Any] | None:
+    """ "L,U" as numbers, with the transform they belong to."""
+    if thresholds is None:
+        if transform is not None:
+            raise ValueError(f"--transform {transform} goes with --topology L,U, e.g. --topology 0.2,0.8")
+        return None
+    try:
+        lower, upper = (float(part) for part in thresholds.split(","))
+    except ValueError:
+        raise ValueError(f"--topology {thresholds!r}: expected L,U, two numbers, e.g. 0.2,0.8") from None
+    return {"lower": lower, "upper": upper, "transform": transform or "rgtm"}
 
 
 def _split(text: str | None) -> list[str] | None:

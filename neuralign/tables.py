@@ -9,9 +9,13 @@ import pandas as pd
 
 from . import datasets
 from .align.bands import WHOLE, is_part
+from .align.report.summary import at_peak, is_timed
 
 if TYPE_CHECKING:
+    from .align.inference import ModelComparison
     from .encoders import Model
+
+MOST_PAIRS = 30  # of models; with more of them only those that are told apart are listed
 
 
 def summary(table: pd.DataFrame, metric: str = "r") -> str:
@@ -25,9 +29,14 @@ def summary(table: pd.DataFrame, metric: str = "r") -> str:
 def readable(table: pd.DataFrame) -> str:
     """Every row of a tidy table of scores with its interval, ceiling and p; the best of each region starred.
 
-    Parts of scores are not ranked.
+    Parts of scores are not ranked. Of scores over time, those at the highest of each region. Where models were
+    compared with each other, the pairs follow.
     """
     parts = []
+    evidence = table.attrs.get("evidence")
+    timed = is_timed(table).any()
+    if timed:
+        table = pd.concat([at_peak(rows) for _, rows in table.groupby(["dataset", "metric"], sort=False)])
     for (dataset, metric), found in table.groupby(["dataset", "metric"], sort=False):
         region = found.groupby(["subject", "region"], sort=False)
         rows = found.iloc[region.ngroup().argsort(kind="stable")]
@@ -37,7 +46,8 @@ def readable(table: pd.DataFrame) -> str:
         several = rows["subject"].nunique() > 1
         words = rows[["subject", "region", "model", "layer"]].drop(columns=[] if several else ["subject"])
         words = words.loc[:, (words != "").any()]  # given RDMs have no layers
-        numbers = {str(metric): _fixed(rows["score"]) + (ranked == best).map({True: "*", False: " "})}
+        numbers: dict[str, pd.Series] = {"time (s)": _fixed(rows["time"])} if timed else {}
+        numbers |= {str(metric): _fixed(rows["score"]) + (ranked == best).map({True: "*", False: " "})}
         if rows["ci_low"].notna().any():
             bounds = _fixed(rows["ci_low"]) + " to " + _fixed(rows["ci_high"])
             numbers["95 % interval"] = bounds.where(rows["ci_low"].notna(), "-")
@@ -47,10 +57,41 @@ def readable(table: pd.DataFrame) -> str:
         whose = [dataset] if several else [dataset, rows["subject"].iloc[0]]
         heading = ", ".join(dict.fromkeys(str(name) for name in whose if name))
         note = f"* best; layers are parts of {WHOLE}" if partial.any() else "* best"
+        note += "; at the time of the highest score of each region" if timed else ""
         size = f"{metric}, {rows['n_stimuli'].max()} stimuli{_units(rows)} ({note})"
         body = aligned(pd.concat([words, pd.DataFrame(numbers)], axis=1), right=numbers)
         parts.append(f"{heading}: {size}\n{body}" if heading else f"{size}\n{body}")
+    if evidence is not None:
+        parts += [pairs(comparison, region) for region, comparison in evidence.comparison.items()]
     return "\n\n".join(parts)
+
+
+def pairs(comparison: ModelComparison, region: str) -> str:
+    """Differences of models in one region, with two-sided p values corrected for all pairs."""
+    if len(comparison.names) < 2:
+        return f"{region}: one model, nothing to compare it with".removeprefix(": ")
+    table = comparison.pairwise()
+    apart = table["p_corrected"] <= 0.05
+    shown = table if len(table) <= MOST_PAIRS else table[apart]
+    drawn = {"both": "stimuli and subjects"}.get(comparison.over, comparison.over)
+    heading = (
+        f"{region or 'models'}: {apart.sum()} of {len(table)} pairs of models are told apart (over {drawn}; FDR 5 %)"
+    )
+    if not len(shown):
+        return heading
+    differences = pd.DataFrame(
+        {
+            "difference": _fixed(shown["difference"]) + apart[shown.index].map({True: "*", False: " "}),
+            "se": _fixed(shown["se"]),
+            "p": _fixed(shown["p"]),
+            "corrected": _fixed(shown["p_corrected"]),
+        }
+    )
+    return (
+        heading
+        + "\n"
+        + aligned(pd.concat([shown[["first", "second"]], differences], axis=1), right=list(map(str, differences)))
+    )
 
 
 def _units(rows: pd.DataFrame) -> str:

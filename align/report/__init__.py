@@ -9,15 +9,17 @@ from typing import Any
 import pandas as pd
 
 from ..results import check_table, check_target, write_text
+from ..score import Evidence
 
 
-def report(results: pd.DataFrame | Sequence[pd.DataFrame], path: str | Path) -> Path:
+def report(results: pd.DataFrame | Sequence[Any], path: str | Path) -> Path:
     """Write results as one HTML page with figures, table and method; it needs no network and no other file.
 
     Parameters
     ----------
-    results : pandas.DataFrame or sequence of DataFrame
-        Tables from `align.score` and `align.rsa`, or from `align.load_results`. Figures of units, RDMs and
+    results : pandas.DataFrame or sequence
+        Tables from `align.score` and `align.rsa`, or from `align.load_results`, and beside them what
+        `align.model_comparison` and `align.topology.identify` return. Figures of units, RDMs and
         stimuli need the evidence in ``table.attrs["evidence"]``, which the ``.h5`` files of
         `align.save_results` keep and ``.csv`` and ``.json`` do not; what is missing is left out.
     path : str or Path
@@ -35,16 +37,33 @@ def report(results: pd.DataFrame | Sequence[pd.DataFrame], path: str | Path) -> 
     FileNotFoundError
         If the folder of `path` does not exist.
     """
-    tables: list[Any] = list(results) if isinstance(results, list | tuple) else [results]
+    several = isinstance(results, list | tuple)
+    given: list[Any] = list(results) if several else [results]
+    beside = [found for found in map(_evidence, given) if found is not None]
+    tables = [one for one in given if _evidence(one) is None]
     if not tables:
-        raise ValueError("results is an empty list; give at least one table from align.score or align.rsa.")
-    for k, table in enumerate(tables):
-        check_table(table, f"results[{k}]" if isinstance(results, list | tuple) else "results")
+        found = "holds no table" if given else "is an empty list"
+        raise ValueError(f"results {found}; give at least one table from align.score or align.rsa.")
+    for k, one in enumerate(given):
+        if _evidence(one) is None:
+            check_table(one, f"results[{k}]" if several else "results")
     if not any(len(table) for table in tables):
         raise ValueError("results has no rows; there is nothing to report.")
     path = check_target(path)
 
     from .page import render  # brings matplotlib and jinja2
 
-    write_text(path, render(tables))
+    write_text(path, render(tables, beside))
     return path
+
+
+def _evidence(one: Any) -> Evidence | None:
+    """A comparison of models or an identification as evidence without a table; None for all else."""
+    if isinstance(one, pd.DataFrame):
+        return None
+    from ..inference import ModelComparison
+    from ..topology import Identification
+
+    if isinstance(one, ModelComparison):
+        return Evidence(comparison={"": one})
+    return Evidence(identification=one) if isinstance(one, Identification) else None

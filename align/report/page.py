@@ -3,85 +3,61 @@
 from __future__ import annotations
 
 import base64
-import io
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader
-from matplotlib.figure import Figure
-from PIL import Image
 
-from ...datasets.rdms import RDMs
 from ..bands import is_part
 from ..provenance import provenance
 from ..results import NUMBERS, csv_text
 from ..score import COLUMNS, Evidence
 from . import figures
-from .style import STYLE
+from .inference_sections import comparison_section, identification_section, time_section
+from .parts import Picture, Section, ceiling_words, picture
+from .rdm_sections import gallery_section, layer_section, map_section
 from .summary import (
     averaged,
     best_layers,
     headlines,
     is_geometry,
+    is_timed,
     layer_name,
     main_metric,
     metric_name,
     targets,
 )
 
-MOST_RDMS = 12
 MOST_SUBJECTS = 8
-MOST_MAPS = 6
-MOST_STIMULI = {"gallery": 300, "map": 100}
 # Columns that stand above the table instead of in it where they are the same in every row.
 CONSTANTS = ("dataset", "formula", "seed")
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A figure as it stands in the page."""
-
-    source: str  # data URI
-    alt: str
-    caption: str
-    width: int  # pixels of the page
-
-
-@dataclass(frozen=True)
-class Section:
-    """A heading with its pictures and, below it, parts with headings of their own."""
-
-    title: str
-    pictures: list[Picture] = field(default_factory=list)
-    parts: list[Section] = field(default_factory=list)
-    note: str = ""
-
-    @property
-    def anchor(self) -> str:
-        """What a link calls it."""
-        return "-".join(self.title.lower().split())
-
-
-def render(tables: list[pd.DataFrame]) -> str:
-    """The page about these tables of scores, as text."""
+def render(tables: list[pd.DataFrame], beside: Sequence[Evidence] = ()) -> str:
+    """The page about these tables of scores, and about evidence beside them, as text."""
     tables = [table for table in tables if len(table)]
     table = pd.concat([_bare(part) for part in tables], ignore_index=True)
-    named = table.assign(target=targets(table.drop(columns="target", errors="ignore"))).drop_duplicates(COLUMNS)
+    named = table.assign(target=targets(table.drop(columns="target", errors="ignore")))
+    named = named.drop_duplicates([*COLUMNS, *{"time"}.intersection(named)])
     # Parts of a score stand in the table; they are no scores to be ranked or drawn as a profile.
     scores, geometry = named[~is_geometry(named) & ~is_part(named)], named[is_geometry(named)]
+    static, timed = geometry[~is_timed(geometry)], geometry[is_timed(geometry)]
     evidence = [(_bare(part), part.attrs["evidence"]) for part in tables if "evidence" in part.attrs]
+    evidence += [(table.iloc[:0], found) for found in beside]
     sections = [
         _score_section("Encoding scores", scores, _SCORE_HEATMAP, _SCORE_PROFILE),
         _unit_section(table[~is_part(table)], evidence),
-        _gallery_section(table, evidence),
-        _score_section("RSA scores", geometry, _RSA_HEATMAP, _RSA_PROFILE),
-        _map_section(table, evidence),
+        gallery_section(evidence),
+        _score_section("RSA scores", static, _RSA_HEATMAP, _RSA_PROFILE),
+        time_section(timed),
+        comparison_section(evidence),
+        identification_section(evidence),
+        map_section(evidence),
+        layer_section(evidence),
     ]
     page = Environment(
         loader=FileSystemLoader(Path(__file__).with_name("templates")),
@@ -98,6 +74,8 @@ def render(tables: list[pd.DataFrame]) -> str:
         makings=[(_what(part), _making(found.provenance)) for part, found in evidence if found.provenance],
         has_scores=len(scores) > 0,
         has_geometry=len(geometry) > 0,
+        has_time=len(timed) > 0,
+        has_comparison=any(found.comparison for _, found in evidence),
         formulas=table["formula"].drop_duplicates().tolist(),
         versions=", ".join(f"{name} {number}" for name, number in provenance()["versions"].items()),
     )
@@ -192,12 +170,12 @@ def _score_pictures(table: pd.DataFrame, heatmap: str, profile: str) -> list[Pic
         "metric": metric,
         "mean": f", mean over {n_subjects} subjects" if n_subjects > 1 else ", mean over seeds" if several else "",
         "intervals": intervals,
-        "ceiling": _ceiling_words(mean),
+        "ceiling": ceiling_words(mean),
         "controls": ", and for how far above the models of a single layer" if 1 in n_layers.array else "",
         "hatched": " Hatched: not scored." if mean["score"].isna().any() else "",
     }
     pictures = [
-        _picture(
+        picture(
             figures.score_heatmap(table),
             f"Heatmap of {metric} by layer and region. Best: {best}.",
             heatmap.format(**words),
@@ -205,18 +183,10 @@ def _score_pictures(table: pd.DataFrame, heatmap: str, profile: str) -> list[Pic
     ]
     if 1 < n_subjects <= MOST_SUBJECTS:
         caption = f"The same, {metric}, for each of the {n_subjects} subjects on one colour scale: do they agree?"
-        pictures.append(_picture(figures.subject_heatmaps(table), f"Heatmaps of {metric} per subject.", caption))
+        pictures.append(picture(figures.subject_heatmaps(table), f"Heatmaps of {metric} per subject.", caption))
     alt = f"Profile of {metric} over layers, one panel per region. Best: {best}."
-    pictures.append(_picture(figures.layer_profile(table), alt, profile.format(**words).strip()))
+    pictures.append(picture(figures.layer_profile(table), alt, profile.format(**words).strip()))
     return pictures
-
-
-def _ceiling_words(mean: pd.DataFrame) -> str:
-    if mean["ceiling_low"].notna().any():
-        return "Grey band: between the lower and the upper bound of the noise ceiling."
-    if mean["ceiling"].notna().any():
-        return "Dashed: the noise ceiling, the score of a perfect model given the noise in the responses."
-    return ""
 
 
 # -------------------------------------------------------------------------------------------------------- units
@@ -258,7 +228,7 @@ def _unit_section(table: pd.DataFrame, evidence: list[tuple[pd.DataFrame, Eviden
             caption += f" {_count(n_without, 'unit')} could not be scored."
         medians = units.groupby("target", sort=False)["score"].median()
         alt = f"Histograms of unit {metric}. Medians: " + "; ".join(f"{k} {v:.2f}" for k, v in medians.items()) + "."
-        pictures.append(_picture(figures.unit_histograms(units), alt, caption))
+        pictures.append(picture(figures.unit_histograms(units), alt, caption))
     return Section("Unit scores against their ceilings", pictures)
 
 
@@ -266,138 +236,6 @@ def _best_by_units(units: pd.DataFrame) -> tuple[str, str]:
     """Where regions of the table are not those of the units: the layer with the highest mean score of units."""
     means = units.groupby(["model", "layer"], sort=False)["score"].mean()
     return means.fillna(-math.inf).idxmax()  # type: ignore[return-value]
-
-
-# --------------------------------------------------------------------------------------------------------- RDMs
-
-
-def _gallery_section(table: pd.DataFrame, evidence: list[tuple[pd.DataFrame, Evidence]]) -> Section | None:
-    pictures = []
-    for part, found in evidence:
-        if found.rdms is None:
-            continue
-        brain, model = brain_rdms(found.rdms), model_rdms(found.rdms)
-        shown = chosen_rdms(brain, model, best_layers(averaged(part)))
-        if not len(shown):
-            continue
-        n, most = shown.n_stimuli, MOST_STIMULI["gallery"]
-        caption = (
-            "Representational dissimilarity matrices: every row and column is a stimulus, every value how differently "
-            "two of them are represented, as a rank within its RDM. Blue: brain regions, the mean over subjects where "
-            "there are several; black: layers of models. Patterns that return from one RDM to the next are shared "
-            "structure."
-        )
-        total = sum(len(rdms) for rdms in (brain, model) if rdms is not None)
-        if len(shown) < total:
-            caption += f" {len(shown)} of {total} RDMs are shown, the best layers among them."
-        if n > most:
-            caption += f" Drawn from {most} of {n} stimuli, taken at even distances."
-        alt = "Pictures of RDMs: " + ", ".join(shown.table["label"].astype(str)) + "."
-        # Hundreds of stimuli are noise to an image compressor: a palette makes them a quarter of the size.
-        pictures.append(_picture(figures.rdm_gallery(shown, most), alt, caption, "palette" if n > 100 else "svg"))
-    return Section("RDM gallery", pictures) if pictures else None
-
-
-def brain_rdms(rdms: RDMs) -> RDMs | None:
-    """One brain RDM per region, the mean over subjects, labelled by the region where there are several subjects."""
-    if "kind" not in rdms.table or not (rdms.table["kind"] == "brain").any():
-        return None
-    brain = rdms[(rdms.table["kind"] == "brain").to_numpy()]
-    table = brain.table
-    regions = table["region"].fillna("").astype(str) if "region" in table else pd.Series("", index=table.index)
-    names = regions.where(regions != "", "brain")
-    one_each = names.nunique() == len(names)
-    labels = table["label"].astype(str) if one_each and "label" in table else names
-    described = pd.DataFrame({"kind": "brain", "region": names, "label": labels})
-    brain = RDMs(brain.vectors, brain.stimulus_ids, described, brain.method)
-    return brain if one_each else brain.mean(by="region")
-
-
-def model_rdms(rdms: RDMs) -> RDMs | None:
-    """The RDMs that are no brain's, with the columns model and layer."""
-    rows = (rdms.table["kind"] != "brain").to_numpy() if "kind" in rdms.table else np.ones(len(rdms), bool)
-    if not rows.any():
-        return None
-    model = rdms[rows]
-    text = {
-        column: model.table[column].fillna("").astype(str) if column in model.table else ""
-        for column in ("model", "layer", "label")
-    }
-    table = pd.DataFrame(text, index=model.table.index).assign(kind="model")
-    named = [layer_name(*pair) for pair in zip(table["model"], table["layer"], strict=True)]
-    table["label"] = [name or label for name, label in zip(named, table["label"], strict=True)]
-    return RDMs(model.vectors, model.stimulus_ids, table, model.method)
-
-
-def chosen_rdms(brain: RDMs | None, model: RDMs | None, best: Mapping[str, tuple[str, str]]) -> RDMs:
-    """At most 12: half of them brain regions at most, then the best layers, then others at even distances."""
-    stacks = []
-    if brain is not None:
-        most = MOST_RDMS if model is None else max(MOST_RDMS // 2, MOST_RDMS - len(model))
-        stacks.append(brain[: min(len(brain), most)])
-    if model is not None:
-        room = MOST_RDMS - sum(map(len, stacks))
-        names = list(zip(model.table["model"], model.table["layer"], strict=True))
-        wanted = list(dict.fromkeys(names.index(layer) for layer in best.values() if layer in names))[:room]
-        others = [row for row in range(len(model)) if row not in wanted]
-        spare = min(room - len(wanted), len(others))
-        picked = [others[k] for k in np.linspace(0, len(others) - 1, spare).round().astype(int)] if spare else []
-        stacks.append(model[sorted(wanted + picked)])
-    return RDMs.concatenate(stacks)
-
-
-def _map_section(table: pd.DataFrame, evidence: list[tuple[pd.DataFrame, Evidence]]) -> Section | None:
-    pictures = []
-    for part, found in evidence:
-        brain = brain_rdms(found.rdms) if found.rdms is not None else None
-        model = model_rdms(found.rdms) if found.rdms is not None else None
-        if brain is None or model is None:
-            continue
-        best = best_layers(averaged(part.assign(dataset="")))
-        pairs = []
-        for k, region in enumerate(brain.table["region"]):
-            layer = best.get(region)
-            rows = (
-                (model.table["model"] == layer[0]) & (model.table["layer"] == layer[1]) if layer else pd.Series([False])
-            )
-            if layer and rows.any():
-                pairs.append((region, brain[k], layer_name(*layer), model[rows.to_numpy()]))
-        if not pairs:
-            continue
-        n, most = brain.n_stimuli, MOST_STIMULI["map"]
-        thumbnails = found.thumbnails if found.thumbnails is not None and len(found.thumbnails) == n else None
-        caption = (
-            "The stimuli as each region (left of each pair) and its best layer arrange them, by classical "
-            "multidimensional scaling of their RDMs: near means alike. The map of a layer is rotated and mirrored to "
-            "lie closest to that of its region. Below each map: the share of the structure that two dimensions can "
-            "show; where it is small, distances mislead."
-        )
-        if n > most:
-            caption += f" {most} of {n} stimuli, taken at even distances."
-        if len(pairs) > MOST_MAPS:
-            caption += f" The first {MOST_MAPS} of {len(pairs)} regions."
-        fig = figures.stimulus_maps(pairs[:MOST_MAPS], thumbnails, most)
-        names = "; ".join(f"{region} beside {layer}" for region, _, layer, _ in pairs[:MOST_MAPS])
-        alt = f"Maps of the stimuli: {names}."
-        pictures.append(_picture(fig, alt, caption, "png" if thumbnails is not None else "svg"))
-    return Section("Maps of the stimuli", pictures) if pictures else None
-
-
-def _picture(figure: Figure, alt: str, caption: str, kind: str = "svg") -> Picture:
-    """The figure inside a data URI, as "svg", "png" or "palette" (png of 256 colours); the same bytes every time."""
-    file = io.BytesIO()
-    with mpl.rc_context(STYLE):
-        if kind == "svg":
-            nothing = dict.fromkeys(["Date", "Creator", "Format", "Type"])
-            figure.savefig(file, format="svg", metadata=nothing, dpi=200)
-        else:
-            figure.savefig(file, format="png", metadata={"Software": None}, dpi=170)
-    if kind == "palette":
-        image = Image.open(file).convert("RGB").quantize(256, dither=Image.Dither.NONE)
-        image.save(file := io.BytesIO(), format="png", optimize=True)
-    mime = "image/svg+xml" if kind == "svg" else "image/png"
-    source = f"data:{mime};base64," + base64.b64encode(file.getvalue()).decode()
-    return Picture(source, alt, caption, round(figure.get_figwidth() * 100))
 
 
 # ----------------------------------------------------------------------------------------------- table and method

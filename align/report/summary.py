@@ -17,6 +17,10 @@ METRIC_NAMES = {
     "tau-a": "Kendall tau-a",
     "tau-b": "Kendall tau-b",
     "cosine": "Cosine similarity",
+    "cosine-whitened": "Whitened cosine",
+    "pearson-whitened": "Whitened Pearson r",
+    "bures": "Bures similarity",
+    "riemannian": "Negative Riemannian distance",
 }
 _MEANS = ["score", "ceiling", "ceiling_low", "normalised"]
 _SINGLE = ["ci_low", "ci_high", "p"]
@@ -26,6 +30,24 @@ _KEYS = ["model", "layer", "target"]
 def is_geometry(table: pd.DataFrame) -> pd.Series:
     """Rows that compare RDMs; all others are encoding scores."""
     return table["formula"].astype(str).str.startswith("rsa")
+
+
+def is_timed(table: pd.DataFrame) -> pd.Series:
+    """Rows that belong to one window of time, in seconds in the column time; all others are without time."""
+    return table["time"].notna() if "time" in table else pd.Series(False, index=table.index)
+
+
+def at_peak(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of every target at the time of its highest score (mean over subjects); rows without time as they are."""
+    timed = is_timed(table)
+    if not timed.any():
+        return table
+    rows = table[timed & (table["metric"] == main_metric(table))]
+    rows = rows.assign(target=targets(table).loc[rows.index])
+    mean = rows.groupby(["target", "model", "layer", "time"], sort=False)["score"].mean().dropna()
+    peak = mean.groupby("target", sort=False).idxmax()
+    at = {target: key[3] for target, key in peak.items()}
+    return table[~timed | (table["time"] == targets(table).map(at))]
 
 
 def main_metric(table: pd.DataFrame) -> str:
@@ -102,9 +124,14 @@ def best_layers(mean: pd.DataFrame) -> dict[str, tuple[str, str]]:
 
 
 def headlines(table: pd.DataFrame) -> list[str]:
-    """One plain sentence per target: its best layer with score, interval, ceiling and share of the ceiling."""
+    """One plain sentence per target: its best layer with score, interval, ceiling and share of the ceiling.
+
+    Of scores over time, those at the highest.
+    """
+    table = at_peak(table)
     mean = averaged(table)
     metric = main_metric(table)
+    times = dict(zip(targets(table), table["time"], strict=True)) if is_timed(table).all() else {}
     geometry = bool(is_geometry(table).all())
     best = best_layers(mean)
     sentences = []
@@ -118,7 +145,10 @@ def headlines(table: pd.DataFrame) -> list[str]:
         name = model if layer in ("", model) else f"{model} / {layer}"
         said = f"The geometry of {target} is best matched" if geometry else f"{target} is best predicted"
         mean_of = "mean " if row["n_rows"] > 1 else ""
-        said += f" by {name}: {mean_of}{'R²' if metric == 'r2' else metric} = {short(row['score'])}"
+        said += f" by {name}"
+        if target in times:
+            said += f", at {times[target]:.3g}\u00a0s"
+        said += f": {mean_of}{'R²' if metric == 'r2' else metric} = {short(row['score'])}"
         if math.isfinite(row["ci_low"]):
             said += f" [{short(row['ci_low'])}, {short(row['ci_high'])}]"
         if row["n_rows"] > 1:

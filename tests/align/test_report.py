@@ -16,7 +16,7 @@ from scipy.spatial import procrustes
 from scipy.spatial.distance import pdist, squareform
 
 from neuralign import align
-from neuralign.align.report import figures, page
+from neuralign.align.report import figures, page, rdm_figures, rdm_sections
 from neuralign.align.report.geometry import classical_mds, even_rows, evenly, onto, ranked
 from neuralign.align.report.style import clip
 from neuralign.align.report.summary import averaged, best_layers, headlines, percent, short
@@ -190,6 +190,7 @@ def test_sections_stand_in_order_and_html_is_well_formed(html):
         "RDM gallery",
         "RSA scores",
         "Maps of the stimuli",
+        "From layer to layer",
         "Table",
         "How it was made",
     ]
@@ -214,7 +215,7 @@ def test_nothing_is_fetched_from_outside(html):
 
 def test_every_picture_has_words_and_a_size(html):
     images = _Outline(html).images
-    assert len(images) == 7
+    assert len(images) == 8
     assert html.count("<figcaption>") == len(images)
     for image in images:
         assert len(image["alt"]) > 30
@@ -336,7 +337,7 @@ def test_bad_input(tmp_path, tables):
 def test_a_failed_report_leaves_the_old_one(tmp_path, tables, monkeypatch):
     path = tmp_path / "r.html"
     path.write_text("old")
-    monkeypatch.setattr(page, "render", lambda tables: 1 / 0)
+    monkeypatch.setattr(page, "render", lambda *tables: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         align.report(tables, path)
     assert [p.read_text() for p in tmp_path.iterdir()] == ["old"]
@@ -507,16 +508,16 @@ def test_unit_histograms_count_every_unit(tables):
 
 def test_gallery_draws_at_most_twelve_with_the_best_and_says_so(html, tables):
     evidence = tables[1].attrs["evidence"]
-    brain, model = page.brain_rdms(evidence.rdms), page.model_rdms(evidence.rdms)
+    brain, model = rdm_sections.brain_rdms(evidence.rdms), rdm_sections.model_rdms(evidence.rdms)
     assert brain.table["label"].tolist() == list(REGIONS)
     one = evidence.rdms.select(kind="brain", region="V4").vectors.mean(0)
     np.testing.assert_allclose(brain.select(region="V4").vectors[0], one)
     best = best_layers(averaged(tables[1]))
-    shown = page.chosen_rdms(brain, model, best)
+    shown = rdm_sections.chosen_rdms(brain, model, best)
     assert len(shown) == 12 and len(brain) + len(model) == 14
     assert {page.layer_name(*layer) for layer in best.values()} <= set(shown.table["label"])
     assert "12 of 14 RDMs are shown" in html
-    fig = figures.rdm_gallery(shown)
+    fig = rdm_figures.rdm_gallery(shown)
     pictures = [ax.images[0] for ax in fig.axes if ax.images]
     assert len(pictures) == 12
     np.testing.assert_array_equal(pictures[2].get_array(), ranked(shown[2]))
@@ -534,9 +535,9 @@ def test_maps_show_thumbnails_or_dots(tables):
     evidence = tables[1].attrs["evidence"]
     brain, model = evidence.rdms[len(LAYERS)], evidence.rdms[0]
     pairs = [("V1", brain, "layer", model)]
-    with_pictures = figures.stimulus_maps(pairs, evidence.thumbnails)
+    with_pictures = rdm_figures.stimulus_maps(pairs, evidence.thumbnails)
     assert [len(ax.artists) for ax in with_pictures.axes] == [DEMO_STIMULI] * 2
-    dots = figures.stimulus_maps(pairs, None, most_stimuli=20)
+    dots = rdm_figures.stimulus_maps(pairs, None, most_stimuli=20)
     places = dots.axes[0].collections[0].get_offsets()
     np.testing.assert_allclose(places, classical_mds(evenly(brain, 20))[0])
 
@@ -611,5 +612,5 @@ def test_stimuli_are_taken_at_even_distances(n, most):
 def test_figures_leave_settings_alone(tables):
     before = dict(mpl.rcParams)
     figures.layer_profile(tables[1])
-    figures.rdm_gallery(tables[1].attrs["evidence"].rdms[:3])
+    rdm_figures.rdm_gallery(tables[1].attrs["evidence"].rdms[:3])
     assert dict(mpl.rcParams) == before

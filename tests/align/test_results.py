@@ -1,5 +1,6 @@
 """Tables of scores in csv, json and h5 files."""
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -10,7 +11,9 @@ import pandas as pd
 import pytest
 
 from neuralign.align import load_results, save_results
+from neuralign.align.inference import compare_models
 from neuralign.align.score import COLUMNS, Evidence, Score, tabulate
+from neuralign.align.topology import identify
 from neuralign.datasets.rdms import RDMs, n_pairs
 
 SUFFIXES = (".csv", ".json", ".h5")
@@ -127,6 +130,53 @@ def test_evidence_comes_back_from_h5(tmp_path):
     assert after.rdms.table["region"].isna().tolist() == [True, False]
     np.testing.assert_array_equal(after.thumbnails, before.thumbnails)
     assert after.provenance == before.provenance
+
+
+def _rdms(n_stimuli=8, n=6, seed=0):
+    ids = [f"s{k}" for k in range(n_stimuli)]
+    return RDMs(np.random.default_rng(seed).random((n, n_pairs(n_stimuli))), ids)
+
+
+def _same_fields(one, other):
+    for name in (field.name for field in dataclasses.fields(one)):
+        before, after = getattr(one, name), getattr(other, name)
+        assert type(before) is type(after), name
+        if isinstance(before, np.ndarray):
+            np.testing.assert_array_equal(before, after)
+        elif isinstance(before, pd.DataFrame):
+            pd.testing.assert_frame_equal(before, after)
+        else:
+            assert before == after, name
+
+
+@pytest.mark.parametrize("crossvalidate", [None, (2, 2)])
+def test_comparisons_of_models_come_back_from_h5(tmp_path, crossvalidate):
+    """Whatever regions are called, in their order."""
+    options = {"over": "subjects", "bootstrap": 5, "crossvalidate": crossvalidate}
+    made = {
+        region: compare_models(_rdms(seed=k)[:2], _rdms(seed=k + 9), **options)
+        for k, region in enumerate(["V4/dorsal", "", "a"])
+    }
+    table = _table()
+    table.attrs["evidence"] = Evidence(comparison=made)
+    save_results(table, tmp_path / "t.h5")
+    back = load_results(tmp_path / "t.h5").attrs["evidence"].comparison
+    assert list(back) == list(made)
+    for region, comparison in made.items():
+        _same_fields(comparison, back[region])
+        assert comparison.summary() == back[region].summary()
+
+
+def test_identification_comes_back_from_h5(tmp_path):
+    rdms = _rdms(n=8)
+    table = pd.DataFrame({"region": list("ab") * 4, "subject": np.repeat(list("wxyz"), 2)})
+    made = identify(RDMs(rdms.vectors, rdms.stimulus_ids, table), grid=[(0.0, 1.0), (0.2, 0.8)], bootstrap=3)
+    scores = _table()
+    scores.attrs["evidence"] = Evidence(identification=made)
+    save_results(scores, tmp_path / "t.h5")
+    back = load_results(tmp_path / "t.h5").attrs["evidence"].identification
+    _same_fields(made, back)
+    assert made.summary() == back.summary()
 
 
 def test_a_loaded_table_saves_to_the_same_content(tmp_path):

@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,13 +20,15 @@ from PIL import Image
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from neuralign import __version__, align, datasets, encoders
+from neuralign import __version__, align, datasets, encoders, options
 from neuralign.align.bands import score_bands
+from neuralign.align.inference import compare_models
 from neuralign.align.score import Score, tabulate
 from neuralign.cli import main
 from neuralign.datasets import registry
+from neuralign.datasets.rdms import RDMs
 from neuralign.datasets.registry import DatasetCard, FileCard
-from neuralign.tables import aligned, readable, summary
+from neuralign.tables import aligned, pairs, readable, summary
 
 SMALL = ["simulated", "--select", "n_stimuli=40", "--select", "n_units=16"]
 QUICK = ["--bootstrap", "20", "--permutations", "20"]
@@ -424,6 +427,100 @@ def test_a_saved_recording_is_a_dataset(cli, saved):
     assert json.loads(own) == json.loads(simulated)
 
 
+@pytest.fixture(scope="module")
+def group(recording, tmp_path_factory):
+    """Three subjects: the units dealt out."""
+    units = recording.units.assign(subject=[f"s{k % 3}" for k in range(recording.n_units)], region="V")
+    path = tmp_path_factory.mktemp("group") / "group.h5"
+    datasets.Recording(recording.responses, recording.presentations, units, stimuli=recording.stimuli).save(path)
+    return path
+
+
+def test_thresholds_reach_the_function(cli, saved, recording):
+    options = ["--topology", "0.1,0.7", "--compare", "pearson", "--no-controls", *NO_RESAMPLING, "--json"]
+    for extra, given in (
+        ([], (0.1, 0.7)),
+        (["--transform", "rgdm"], {"lower": 0.1, "upper": 0.7, "transform": "rgdm"}),
+    ):
+        code, out, err = cli("rsa", "gabor", saved, *options, *extra)
+        assert code == 0, err
+        features = [encoders.extract("gabor", recording.stimuli, reduce=None, cache=False)]
+        expected = align.rsa(features, recording, compare="pearson", topology=given, bootstrap=0, permutations=0)
+        np.testing.assert_allclose(printed(out)["score"], expected["score"], atol=1e-9)
+
+
+def test_models_are_compared_over_both(cli, group):
+    code, out, err = cli("rsa", "gabor,texture", group, "--layers", "output", "--over", "both", *QUICK)
+    assert code == 0, err
+    scores, pairs = out.split("\n\n")
+    assert scores.startswith("group of 3: rho-a, 40 stimuli")
+    title, header, *body = pairs.splitlines()
+    assert re.fullmatch(r"V: \d of 3 pairs of models are told apart \(over stimuli and subjects; FDR 5 %\)", title)
+    assert rows(header)[0] == ["first", "second", "difference", "se", "p", "corrected"] and len(body) == 3
+    code, out, _ = cli("rsa", "pixels", group, "--over", "subjects", "--no-controls", *QUICK)
+    assert code == 0 and out.endswith("V: one model, nothing to compare it with\n")
+
+
+def test_pairs_of_many_models_are_listed_where_they_are_told_apart():
+    rng = np.random.default_rng(0)
+    ids = [f"s{k}" for k in range(12)]
+    truth = rng.random(66)
+    brain = truth + 0.2 * rng.random((5, 66))
+    models = np.concatenate([truth[None], rng.random((8, 66))])
+    labels = pd.DataFrame({"label": [f"m{k}" for k in range(9)]})
+    made = compare_models(RDMs(models, ids, labels), RDMs(brain, ids), over="subjects", bootstrap=50)
+    title, _, *body = pairs(made, "V1").splitlines()
+    apart = made.pairwise()["p_corrected"] <= 0.05
+    assert title.startswith(f"V1: {apart.sum()} of 36 pairs") and 0 < apart.sum() < 36
+    assert len(body) == apart.sum() and all("*" in line for line in body)
+
+
+def test_cross_validation_and_noise_reach_the_function(cli, saved, recording):
+    options = ["--rdm", "crossnobis", "--folds", "repeat", "--noise", "diagonal", "--compare", "cosine"]
+    code, out, err = cli("rsa", "gabor", saved, "--no-controls", *options, *NO_RESAMPLING, "--json")
+    assert code == 0, err
+    features = [encoders.extract("gabor", recording.stimuli, reduce=None, cache=False)]
+    given = {"rdm": "crossnobis", "folds": "repeat", "noise": "diagonal", "compare": "cosine"}
+    expected = align.rsa(features, recording, bootstrap=0, permutations=0, **given)
+    np.testing.assert_allclose(printed(out)["score"], expected["score"], atol=1e-9)
+    assert printed(out)["formula"].str.contains("rsa-crossnobis-cosine-1: models sqeuclidean").all()
+
+
+def test_windows_reach_the_function_and_the_terminal_shows_the_peak(cli, recording, tmp_path):
+    course = np.array([0.1, 1.0, 0.2, 0.1])
+    noise = np.random.default_rng(0).normal(size=(*recording.responses.shape, 4))
+    responses = np.asarray(recording.responses)[:, :, None] * course + 0.3 * noise
+    times = [0.0, 0.05, 0.1, 0.15]
+    timed = datasets.Recording(
+        responses, recording.presentations, recording.units, times=times, stimuli=recording.stimuli
+    )
+    timed.save(tmp_path / "timed.h5")
+    arguments = ["rsa", "gabor", "timed.h5", "--window", "0.05", "--step", "0.05", "--no-controls", *NO_RESAMPLING]
+    code, out, err = cli(*arguments, "--json")
+    assert code == 0, err
+    table = printed(out)
+    n_regions = recording.units["region"].nunique()
+    assert sorted(table["time"].unique()) == pytest.approx(times) and len(table) == 4 * n_regions
+    code, out, _ = cli(*arguments, "--out", "timed.html")
+    title, header, *body = out.splitlines()
+    assert "at the time of the highest score" in title and "time (s)" in header
+    assert len(body) == n_regions
+    assert "RSA over time" in (tmp_path / "timed.html").read_text()
+
+
+def test_help_names_every_method():
+    """In words of its own, since help must not wait for what computes them."""
+    from neuralign.align.compare import METHODS as COMPARISONS
+    from neuralign.align.noise import METHODS as NOISES
+    from neuralign.align.rdm import METHODS as DISSIMILARITIES
+    from neuralign.align.rsa_sides import TRANSFORMS
+
+    assert options.DISSIMILARITIES.split(", ") == list(DISSIMILARITIES)
+    assert options.COMPARISONS.split(", ") == list(COMPARISONS)
+    assert options.NOISES.split(", ") == list(NOISES)
+    assert all(name in str(options.Transform.__metadata__[0].help) for name in TRANSFORMS)
+
+
 def test_a_recording_of_one_unit(cli, recording, tmp_path):
     recording.select(unit=recording.units["unit"].iloc[:1].tolist()).save(tmp_path / "one.h5")
     code, out, err = cli("score", "pixels", "one.h5", *NO_RESAMPLING)
@@ -585,6 +682,17 @@ def test_summary_shows_shares_of_the_ceiling():
         (["score", "pixels", *SMALL, "--select", "n_stimuli=4"], "5 folds of 4 stimuli"),
         (["rsa", "pixels", "mine.h5"], "no file at mine.h5"),
         (["report", "nowhere.h5"], "no results at nowhere.h5"),
+        (["rsa", "pixels", *SMALL, "--topology", "0.2"], "--topology '0.2': expected L,U, two numbers, e.g. 0.2,0.8"),
+        (["rsa", "pixels", *SMALL, "--topology", "a,b"], "--topology 'a,b': expected L,U, two numbers, e.g. 0.2,0.8"),
+        (["rsa", "pixels", *SMALL, "--topology", ".8,.2"], "topology=(0.8, 0.2): the lower threshold must not be ab"),
+        (["rsa", "pixels", *SMALL, "--topology", "0.2,1.8"], "lie in [0, 1]"),
+        (["rsa", "pixels", *SMALL, "--transform", "rgdm"], "--transform rgdm goes with --topology L,U"),
+        (["rsa", "pixels", *SMALL, "--topology", "0,1", "--transform", "rdgm"], "did you mean 'rgtm' or 'rgdm'"),
+        (["rsa", "pixels", *SMALL, "--over", "subject"], "over='subject' is unknown; did you mean 'subjects'"),
+        (["rsa", "pixels", *SMALL, "--over", "both"], "has one RDM; use over='stimuli'"),
+        (["rsa", "pixels", *SMALL, "--window", "0.1"], "without times; leave it out"),
+        (["rsa", "pixels", *SMALL, "--noise", "diagonal"], "method='correlation' takes no noise"),
+        (["rsa", "pixels", *SMALL, "--rdm", "crossnobis", "--folds", "runs"], "folds='runs' is unknown"),
     ],
 )
 def test_errors_name_what_was_found_and_the_mend(failing, arguments, message):

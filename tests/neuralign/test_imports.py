@@ -16,7 +16,10 @@ MAY_IMPORT = {
     "align": {"datasets", "encoders", "align"},
 }
 OURS = {"neuralign", *MAY_IMPORT}
-HEAVY = ["dask", "jinja2", "matplotlib", "mne", "nilearn", "torch", "transformers", "xarray"]
+HEAVY = [
+    "dask", "jinja2", "matplotlib", "mne", "networkx", "nilearn", "numba", "ripser", "rsatoolbox", "torch",
+    "transformers", "xarray",
+]  # fmt: skip
 
 
 def modules(folder):

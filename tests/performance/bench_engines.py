@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from neuralign import align, datasets, encoders
+from neuralign import datasets, encoders
 
 
 def bench_ridge(versus):
@@ -19,51 +19,6 @@ def bench_ridge(versus):
         lambda: encoders.RidgeCV(alphas, score="r2").fit(X, Y),
         lambda: Peer(alphas, cv=5).fit(X, Y),
         "himalaya",
-    )
-
-
-def bench_rdm(versus):
-    from rsatoolbox.data import Dataset
-    from rsatoolbox.rdm import calc_rdm
-
-    X = np.random.default_rng(0).standard_normal((1000, 5000))
-    data = Dataset(X)
-    versus(
-        "correlation RDM, 1000 x 5000",
-        lambda: align.rdm(X, "correlation"),
-        lambda: calc_rdm(data, method="correlation"),
-        "rsatoolbox",
-    )
-
-
-def bench_comparison(versus):
-    from rsatoolbox.rdm import RDMs, compare
-
-    vectors = np.random.default_rng(0).uniform(size=(300, 92 * 91 // 2))
-    rdms = RDMs(vectors)
-    versus(
-        "rho-a of 300 with 300 RDMs of 92 stimuli",
-        lambda: align.compare(vectors, vectors, "rho-a"),
-        lambda: compare(rdms, rdms, "rho-a"),
-        "rsatoolbox",
-    )
-
-
-def bench_bootstrap(versus):
-    from rsatoolbox.inference import eval_bootstrap_pattern
-    from rsatoolbox.model import ModelFixed
-    from rsatoolbox.rdm import RDMs
-
-    rng = np.random.default_rng(0)
-    model, brain = rng.uniform(size=(3, 4186)), rng.uniform(size=(20, 4186))
-    models = [ModelFixed(str(k), vector) for k, vector in enumerate(model)]
-    rdms = RDMs(brain)
-    versus(
-        "bootstrap over 92 stimuli, 20 subjects, 3 models, 20 draws",
-        lambda: align.inference.bootstrap_comparison(model, brain, "pearson", n=20),
-        lambda: eval_bootstrap_pattern(models, rdms, method="corr", N=20),
-        "rsatoolbox",
-        rounds=2,
     )
 
 

@@ -11,6 +11,7 @@ from scipy.spatial.distance import pdist
 from scipy.stats import spearmanr
 
 from neuralign import align, datasets, encoders
+from neuralign.align.rsa import model_comparison
 
 TRAINED, UNTRAINED = "resnet20-cifar", "resnet20-cifar-untrained"
 
@@ -71,3 +72,14 @@ def test_layers_against_each_subject(features, human):
     assert (each < average).all()  # single subjects are noisier
     for layer in ("layer3", "linear"):
         assert table.loc[(UNTRAINED, layer), "ci_high"] < table.loc[(TRAINED, layer), "score"]
+
+
+def test_late_layers_of_the_trained_network_are_told_apart_from_untrained_ones(features, human):
+    """For these four subjects; over subjects too, three degrees of freedom tell nothing apart."""
+    found = model_comparison(features, human, compare="spearman", over="stimuli", bootstrap=1000, seed=0)
+    pairs = found.pairwise("fdr").set_index(["first", "second"])
+    for layer in ("layer3", "linear"):
+        pair = pairs.loc[(f"{TRAINED} {layer}", f"{UNTRAINED} {layer}")]
+        assert pair["difference"] > 0.1 and pair["p_corrected"] < 0.05
+    both = model_comparison(features, human, compare="spearman", over="both", bootstrap=1000, seed=0).pairwise("fdr")
+    assert (both["p_corrected"] > 0.05).all()

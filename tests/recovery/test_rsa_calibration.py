@@ -28,10 +28,10 @@ def p_value(rng, method, signal):
 
 @pytest.mark.parametrize("method", ["rho-a", "pearson", "cosine"])
 def test_permutation_test_rejects_five_percent_of_nulls(method):
-    p = np.array([p_value(np.random.default_rng([5, k]), method, signal=0) for k in range(200)])
-    # 10 expected; a fair test leaves [2, 20] about once in 400 times.
-    assert 2 <= (p <= 0.05).sum() <= 20
-    assert abs(p.mean() - 0.5) < 0.08
+    p = np.array([p_value(np.random.default_rng([5, k]), method, signal=0) for k in range(500)])
+    # 25 expected; a fair test leaves [11, 42] about once in 1,000 times.
+    assert 11 <= (p <= 0.05).sum() <= 42
+    assert abs(p.mean() - 0.5) < 0.05
 
 
 def test_permutation_test_finds_a_signal():
@@ -48,20 +48,23 @@ def population(n_stimuli, rng, readouts):
 
 @pytest.mark.parametrize("n_stimuli, widest", [(40, 0.88), (80, 0.80)])
 def test_interval_covers_the_population_value(n_stimuli, widest):
-    """Coverage of 95 % and 68 % intervals over 200 experiments; with few stimuli they are too wide, not too narrow."""
+    """Percentile intervals over 500 experiments; with few stimuli they are too wide, not too narrow.
+
+    The intervals of `compare_models` take out what makes them so: see test_model_comparison_calibration.
+    """
     rng = np.random.default_rng(99)
     model = rng.normal(size=(6, 30)) * np.repeat([0.3, 1.0], 3)[:, None]
     common = rng.normal(size=(6, 30)) * np.repeat([1.0, 0.3], 3)[:, None]
     readouts = [model, *(common + 0.5 * rng.normal(size=(6, 30)) for _ in range(3))]
     truth = np.mean([compare(*population(1000, rng, readouts), "pearson").mean() for _ in range(8)])
     covered = np.zeros(2)
-    for k in range(200):
+    for k in range(500):
         rng = np.random.default_rng(k)
         samples = bootstrap_comparison(*population(n_stimuli, rng, readouts), "pearson", 200, seed=rng)
         for level, share in enumerate((0.95, 0.68)):
             low, high = percentile_interval(samples, share)
             covered[level] += low[0] <= truth <= high[0]
-    covered /= 200
+    covered /= 500
     print(f"{n_stimuli} stimuli, truth {truth:.3f}: 95 % covers {covered[0]:.3f}, 68 % covers {covered[1]:.3f}")
     assert 0.91 <= covered[0] <= 0.995
     assert 0.58 <= covered[1] <= widest
@@ -82,7 +85,7 @@ def test_true_geometry_lies_between_the_ceilings_of_a_group():
     assert np.mean(upper) - np.mean(lower) < (1 - np.mean(lower)) / 2
 
 
-@pytest.mark.parametrize("noise, below, above", [(0.5, 0.01, 0.01), (1, 0.02, 0.01), (2, 0.06, 0.01), (4, 0.12, 0.0)])
+@pytest.mark.parametrize("noise, below, above", [(0.5, 0.01, 0.01), (1, 0.01, 0.01), (2, 0.03, 0.01), (4, 0.08, 0.0)])
 def test_split_half_ceiling_of_one_subject(noise, below, above):
     """Against the similarity of noiseless and measured RDM, three repeats: good for clean data, low for noisy."""
     ceilings, truths = [], []

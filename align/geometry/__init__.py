@@ -1,0 +1,1 @@
+"""Engines of dissimilarities and of their comparison, on plain arrays."""

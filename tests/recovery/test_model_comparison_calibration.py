@@ -1,0 +1,215 @@
+r"""Tests of `compare_models` reject and its intervals cover as often as they say, over 500 simulated experiments each.
+
+Two models that are equally near to the brain, Pearson correlation, 100 bootstrap samples: rejections at 5 % of the t
+test between them; coverage of 95 and 68 % intervals of the scores, and of the 95 % interval of the distance of a score
+from the lower bound of the ceiling (c.). Stimuli by subjects:
+
+=========  ======  =====  =====  =====  =====  =====
+resampled          20x5   20x20  40x5   40x20  80x20
+=========  ======  =====  =====  =====  =====  =====
+stimuli    t       .042   .062   .046   .054   .072
+\          95 %    .951   .941   .944   .947   .938
+\          68 %    .699   .712   .686   .697   .650
+\          c.      .955   .939   .944   .943   .934
+subjects   t       .044   .060   .056   .048   .044
+both       t       .002   .062   .004   .054   .058
+\          95 %    .992   .947   .992   .952   .951
+\          68 %    .781   .711   .762   .720   .684
+\          c.      1.00   .958   1.00   .971   .973
+=========  ======  =====  =====  =====  =====  =====
+
+With 5 subjects, both resampled, t has four degrees of freedom although most of the variance is over stimuli: intervals
+are too wide and tests too careful. Other comparisons (rho-a, tau-a, whitened) reject .050 to .062 at 20 stimuli. Of 40
+stimuli and 20 subjects, bootstrap samples reject .030 (stimuli), .050 (subjects; .148 with 5 subjects) and .016 (both);
+signed ranks .042 over subjects, and .34 to .46 where stimuli are new: they are for the stimuli at hand. One-sided
+against zero, 20 stimuli: over subjects .042 to .048, over stimuli .014 to .022, over both .006 to .014. Shuffled labels
+reject .032 to .038. Any of six pairs of four equal models: .022 by FDR or Bonferroni, .122 uncorrected.
+"""
+
+import numpy as np
+import pytest
+from scipy.spatial.distance import pdist
+from scipy.stats import binom, kstest
+from scipy.stats import t as student
+
+from neuralign.align.inference import compare_models
+
+RUNS = 500
+# A fair test at 5 % leaves this range of rejections about once in 1,000 times; likewise for coverages.
+LOW, HIGH = (int(binom.ppf(share, RUNS, 0.05)) for share in (0.0005, 0.9995))
+COVERED = {level: binom.ppf([0.0005, 0.9995], RUNS, level) / RUNS for level in (0.95, 0.68)}
+
+pytestmark = pytest.mark.slow
+
+DIMENSIONS, CHANNELS = 4, 20
+READOUT, COMMON = np.random.default_rng(1).normal(size=(2, DIMENSIONS, CHANNELS))
+
+
+def rdms(patterns):
+    return np.array([pdist(one, "sqeuclidean") for one in patterns])
+
+
+def two_models(rng, n_stimuli, n_subjects, over):
+    """Two models that are equally near to the brain, by symmetry.
+
+    A stimulus has two latent codes; each model reads one of them in the same way, and a subject reads both alike in
+    distribution. Where stimuli stay, every stimulus is there with its codes in either order; where subjects stay,
+    each reads both codes in exactly the same way.
+    """
+    latent = rng.normal(size=(n_stimuli, 2, DIMENSIONS))
+    if over == "subjects":
+        latent = np.concatenate([latent[: n_stimuli // 2], latent[: n_stimuli // 2, ::-1]])
+    of_subjects = np.random.default_rng(2) if over == "stimuli" else rng
+    brain = []
+    for _ in range(n_subjects):
+        readouts = COMMON + 0.7 * of_subjects.normal(size=(2, DIMENSIONS, CHANNELS))
+        if over == "stimuli":
+            readouts[1] = readouts[0]
+        responses = np.tanh(np.einsum("scd,cdk->sk", latent, readouts))
+        brain.append(responses + rng.normal(size=responses.shape))
+    return rdms(np.tanh(latent[:, k] @ READOUT) for k in range(2)), rdms(brain)
+
+
+def no_model(rng, n_stimuli, n_subjects, over):
+    """A model whose stimuli have nothing to do with those of the brain: its expected score is 0."""
+    model = np.tanh(rng.normal(size=(n_stimuli, DIMENSIONS)) @ READOUT)
+    latent = rng.normal(size=(n_stimuli, DIMENSIONS))
+    of_subjects = np.random.default_rng(2) if over == "stimuli" else rng
+    brain = []
+    for _ in range(n_subjects):
+        readout = COMMON + 0.7 * of_subjects.normal(size=COMMON.shape)
+        # For these very stimuli the score is 0 on average only if subjects have no geometry in common.
+        own = rng.normal(size=latent.shape) if over == "subjects" else latent
+        brain.append(np.tanh(own @ readout) + rng.normal(size=(n_stimuli, CHANNELS)))
+    return rdms([model]), rdms(brain)
+
+
+def experiments(make, over, n_stimuli, n_subjects, method="pearson", **options):
+    for k in range(RUNS):
+        rng = np.random.default_rng([n_stimuli, n_subjects, k])
+        models, brain = make(rng, n_stimuli, n_subjects, over)
+        yield compare_models(models, brain, method, over=over, **{"bootstrap": 100, "seed": rng} | options)
+
+
+SIZES = [(20, 5), (20, 20), (40, 5), (40, 20), (80, 5), (80, 20)]
+
+
+@pytest.mark.parametrize(
+    ("over", "n_stimuli", "n_subjects"), [(over, *size) for over in ("stimuli", "subjects", "both") for size in SIZES]
+)
+def test_two_equal_models(over, n_stimuli, n_subjects):
+    """The t test between them, the intervals of their scores, and those of their distance from the ceiling."""
+    rejected, scores, variances, below, of_below, dof = 0, [], [], [], [], 0
+    for found in experiments(two_models, over, n_stimuli, n_subjects):
+        rejected += found.pairwise("none")["p"].item() <= 0.05
+        scores.append(found.scores)
+        variances.append(found.variance)
+        below.append(found.scores - found.ceiling[0])
+        of_below.append(found.ceiling_variance[:, 0])
+        dof = found.dof
+
+    def coverage(values, variances, level):
+        values, reach = np.array(values), student.ppf((1 + level) / 2, dof) * np.sqrt(variances)
+        return (np.abs(values - values.mean(0)) <= reach).mean()
+
+    covered = {level: coverage(scores, variances, level) for level in COVERED}
+    at_ceiling = coverage(below, of_below, 0.95)
+    print(
+        f"\n{over:9} {n_stimuli:3} {n_subjects:3}   t {rejected / RUNS:.3f}   "
+        + (f"95 % {covered[0.95]:.3f}   68 % {covered[0.68]:.3f}   ceiling {at_ceiling:.3f}" * (over != "subjects"))
+    )
+    assert rejected <= HIGH
+    if over == "subjects":  # the score of these stimuli differs from run to run, so there is one truth per run
+        assert rejected >= LOW
+        return
+    assert min(covered[0.95], at_ceiling) >= COVERED[0.95][0] - 0.01
+    assert covered[0.68] >= COVERED[0.68][0]
+    if over == "both" and n_subjects == 5:
+        # Four degrees of freedom for a variance that is mostly one over stimuli: too wide, known and on the safe side.
+        return
+    assert rejected >= LOW
+    assert covered[0.95] <= COVERED[0.95][1]
+    assert covered[0.68] <= COVERED[0.68][1] + 0.02
+
+
+@pytest.mark.parametrize(
+    ("method", "over", "n_stimuli", "n_subjects"),
+    [
+        ("rho-a", "both", 20, 20),
+        ("rho-a", "stimuli", 20, 5),
+        ("pearson-whitened", "both", 20, 20),
+        ("tau-a", "stimuli", 20, 5),
+    ],
+)
+def test_two_equal_models_by_other_comparisons(method, over, n_stimuli, n_subjects):
+    rejected = sum(
+        found.pairwise("none")["p"].item() <= 0.05
+        for found in experiments(two_models, over, n_stimuli, n_subjects, method)
+    )
+    print(f"\n{method} {over} {n_stimuli} {n_subjects}: t {rejected / RUNS:.3f}")
+    assert LOW <= rejected <= HIGH
+
+
+@pytest.mark.parametrize(("over", "n_subjects"), [("stimuli", 20), ("subjects", 20), ("both", 20), ("subjects", 5)])
+def test_other_tests_between_two_equal_models(over, n_subjects):
+    """By bootstrap samples and by signed ranks, 40 stimuli."""
+    p = {"bootstrap": [], "signed-rank": []}
+    for found in experiments(two_models, over, 40, n_subjects):
+        for test, values in p.items():
+            values.append(found.pairwise("none", test)["p"].item())
+    rates = {test: float(np.mean(np.array(values) <= 0.05)) for test, values in p.items()}
+    print(f"\n{over} {n_subjects}: " + ", ".join(f"{test} {rate:.3f}" for test, rate in rates.items()))
+    if n_subjects == 5:
+        # A share of samples knows no t distribution, and the least p of signed ranks of five is 1 / 16.
+        assert 0.1 < rates["bootstrap"] < 0.25
+        assert rates["signed-rank"] == 0
+        return
+    assert rates["bootstrap"] <= 0.10
+    if over == "subjects":
+        assert LOW <= rates["signed-rank"] * RUNS <= HIGH
+    else:
+        # Ranks of subjects say nothing of other stimuli: this test is for the stimuli at hand only.
+        assert rates["signed-rank"] > 0.2
+
+
+@pytest.mark.parametrize("over", ["stimuli", "subjects", "both"])
+@pytest.mark.parametrize("n_subjects", [5, 20])
+def test_a_score_of_zero(over, n_subjects):
+    """One-sided t. A score above zero by chance has a large variance too, so over stimuli the test is too careful."""
+    p = np.array([found.p_zero[0] for found in experiments(no_model, over, 20, n_subjects)])
+    print(f"\n{over}, {n_subjects} subjects: above zero {(p <= 0.05).mean():.3f}, below {(p >= 0.95).mean():.3f}")
+    assert (p <= 0.05).sum() <= HIGH
+    if over == "subjects":
+        assert (p <= 0.05).sum() >= LOW
+
+
+@pytest.mark.parametrize("method", ["pearson", "rho-a"])
+def test_shuffled_labels(method):
+    p = np.array(
+        [found.p_zero[0] for found in experiments(no_model, "stimuli", 20, 5, method, bootstrap=2, permutations=99)]
+    )
+    print(f"\npermutation, {method}: {(p <= 0.05).mean():.3f}")
+    assert LOW <= (p <= 0.05).sum() <= HIGH
+    # Values are multiples of 1 / 100; spread over their steps they are uniform.
+    assert kstest(p - np.random.default_rng(0).uniform(size=RUNS) / 100, "uniform").pvalue > 0.001
+
+
+def test_families_of_pairs():
+    """Four equal models, six pairs: any false positive in 5 % of experiments or fewer, by either correction."""
+    any_false = dict.fromkeys(("fdr", "bonferroni", "none"), 0)
+    for k in range(RUNS):
+        rng = np.random.default_rng([4, k])
+        latent = rng.normal(size=(24, 4, DIMENSIONS))
+        models = rdms(np.tanh(latent[:, j] @ READOUT) for j in range(4))
+        brain = []
+        for _ in range(12):
+            readouts = COMMON + 0.7 * rng.normal(size=(4, DIMENSIONS, CHANNELS))
+            responses = np.tanh(np.einsum("scd,cdk->sk", latent, readouts))
+            brain.append(responses + rng.normal(size=responses.shape))
+        found = compare_models(models, rdms(brain), "pearson", bootstrap=100, seed=rng)
+        for correction in any_false:
+            any_false[correction] += (found.pairwise(correction)["p_corrected"] <= 0.05).any()
+    print("\nany of six pairs: " + ", ".join(f"{name} {count / RUNS:.3f}" for name, count in any_false.items()))
+    assert any_false["fdr"] <= HIGH
+    assert any_false["bonferroni"] <= HIGH
+    assert any_false["none"] > HIGH
