@@ -238,9 +238,16 @@ def test_three_stimuli(method):
     np.testing.assert_allclose(compare(a, b, method), expected, rtol=1e-10, atol=ABSOLUTE.get(method, 1e-13))
 
 
+@pytest.mark.parametrize("loaded", [True, False])
 @pytest.mark.parametrize("method", BY_PRODUCT)
-def test_large_jobs_are_multiplied_in_float32(method, monkeypatch):
-    """Off by less than 1e-6, and never beyond 1; only where nothing is missing and no covariance is given."""
+def test_large_jobs_are_multiplied_in_float32(method, loaded, monkeypatch):
+    """Off by less than 1e-6, and never beyond 1; only where nothing is missing and no covariance is given.
+
+    By torch where it is loaded.
+    """
+    monkeypatch.setattr(products, "_LARGE", 1)
+    if not loaded:
+        monkeypatch.delitem(sys.modules, "torch")
     a, b = vectors(40, 30, 0), vectors(30, 30, 1)
     b[0] = 3 * a[0]
     b[1] = 0.1

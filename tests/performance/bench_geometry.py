@@ -89,6 +89,7 @@ def correlation_rdm(size):
 
 
 def _comparison(size, ours, theirs, at_least):
+    import torch  # noqa: F401 - loaded wherever features are extracted, and then used for large products
     from rsatoolbox.rdm import RDMs, compare
 
     from neuralign import align
