@@ -10,6 +10,7 @@ from scipy.stats import kendalltau, pearsonr, rankdata, spearmanr
 
 from neuralign.align.compare import BY_PRODUCT, METHODS, compare, rsa_ceiling, similarities, standardised
 from neuralign.datasets.rdms import RDMs, pair_lookup
+from neuralign.encoders import products
 
 AS_KERNELS = ("bures", "riemannian")  # of squared Euclidean distances
 PER_PAIR = tuple(method for method in METHODS if method not in AS_KERNELS)
