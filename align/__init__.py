@@ -27,9 +27,12 @@ from .rsa import model_comparison, rsa
 from .schemes import block_shuffles, circular_shifts
 from .score import Score
 from .searchlight import Neighbourhoods, searchlight, surface_neighbours, volume_neighbours
-from .similarity import similarity
+from .similarity import SimilarityCard, similarity
+from .similarity import card as similarity_card
+from .similarity import estimator as similarity_estimator
+from .similarity import measures as similarity_measures
 from .time import rdm_over_time
-from .topology import Identification, identify, persistence, rgdm, rgtm, rtd
+from .topology import Identification, identify, persistence, rgdm, rgtm, rtd, rtd_rdms
 
 __all__ = [
     "FixedRDM",
@@ -40,6 +43,7 @@ __all__ = [
     "PermutationTest",
     "Score",
     "SelectedRDM",
+    "SimilarityCard",
     "WeightedRDM",
     "best_layer",
     "block_shuffles",
@@ -74,6 +78,7 @@ __all__ = [
     "rsa_ceiling",
     "rsa_power",
     "rtd",
+    "rtd_rdms",
     "save_results",
     "score",
     "score_bands",
@@ -81,6 +86,9 @@ __all__ = [
     "signal_power",
     "signal_power_explained",
     "similarity",
+    "similarity_card",
+    "similarity_estimator",
+    "similarity_measures",
     "split_half_ceiling",
     "surface_neighbours",
     "variance_partition",

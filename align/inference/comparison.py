@@ -12,6 +12,9 @@ from scipy.stats import t as student
 from ...datasets.errors import unknown
 from .tests import TESTS, adjusted, bootstrap_p, signed_rank_p, t_p
 
+# Subjects from which on shares of bootstrap samples of them are p values.
+FEWEST = 20
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ModelComparison:
@@ -87,8 +90,8 @@ class ModelComparison:
             Over all pairs.
         test : {"t", "bootstrap", "signed-rank"}
             Student's t of the difference, with the variance over what was resampled; the share of bootstrap samples
-            on the other side of zero, which is too small with few subjects or stimuli; or Wilcoxon's signed-rank test
-            over subjects, for these stimuli. All two-sided.
+            on the other side of zero, which needs 20 subjects where subjects were resampled; or Wilcoxon's signed-rank
+            test over subjects, which says nothing of other stimuli. All two-sided.
 
         Returns
         -------
@@ -98,7 +101,9 @@ class ModelComparison:
         Raises
         ------
         ValueError
-            For an unknown test or correction, and for a test by resamples where there are none.
+            For an unknown test or correction, for a test by resamples where there are none, and for tests that would
+            reject far too often: signed ranks where stimuli were resampled (a third of true nulls at 5 %), and
+            bootstrap samples of few subjects (15 % with five).
         """
         if test not in TESTS:
             raise ValueError(unknown("test", test, TESTS))
@@ -106,6 +111,15 @@ class ModelComparison:
             raise ValueError(
                 f"test={test!r} needs resamples, and these models were compared with over='none'; compare them over "
                 "stimuli, subjects or both, or take test='signed-rank'."
+            )
+        if test == "signed-rank" and self.over in ("stimuli", "both"):
+            raise ValueError(
+                "test='signed-rank' is for the stimuli at hand, and these models were compared "
+                f"over={self.over!r}; take test='t', or compare them with over='subjects'."
+            )
+        if test == "bootstrap" and self.over == "subjects" and self.n_subjects < FEWEST:
+            raise ValueError(
+                f"test='bootstrap' over {self.n_subjects} subjects rejects too often; it needs {FEWEST}. Take test='t'."
             )
         i, j = np.triu_indices(len(self.names), 1)
         difference, variance = self.scores[i] - self.scores[j], self.difference_variance[i, j]

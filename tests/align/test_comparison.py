@@ -155,7 +155,8 @@ def test_pairwise_tests(models, brain):
     np.testing.assert_array_equal(frame["p_corrected"], frame["p"])
     np.testing.assert_allclose(found.pairwise()["p_corrected"], fdr(frame["p"]))
     np.testing.assert_allclose(found.pairwise("bonferroni")["p_corrected"], np.minimum(3 * frame["p"], 1))
-    signed = found.pairwise("none", "signed-rank")["p"]
+    these = compare_models(models, brain, "pearson", over="none")
+    signed = these.pairwise("none", "signed-rank")["p"]
     assert signed[1] == wilcoxon(found.per_subject[0] - found.per_subject[2]).pvalue
     differences = found.samples[:, 1] - found.samples[:, 0]
     count = min((differences <= 0).sum(), (differences >= 0).sum())
@@ -173,8 +174,24 @@ def test_equal_models_do_not_differ(models, brain):
     twins = [models[[0]], models[[0]], FixedRDM(RDMs(3 * models.vectors[:1], IDS), "good")]
     found = compare_models(twins, brain, "pearson", bootstrap=50)
     assert found.names == ["good", "good (2)", "good (3)"]
-    for test in ("t", "bootstrap", "signed-rank"):
+    for test in ("t", "bootstrap"):
         np.testing.assert_array_equal(found.pairwise(test=test)["p"], 1)
+    these = compare_models(twins, brain, "pearson", over="none")
+    np.testing.assert_array_equal(these.pairwise(test="signed-rank")["p"], 1)
+
+
+@pytest.mark.parametrize(
+    ("over", "test", "message"),
+    [
+        ("stimuli", "signed-rank", "test='signed-rank' is for the stimuli at hand.*over='stimuli'"),
+        ("both", "signed-rank", "test='signed-rank' is for the stimuli at hand.*over='both'"),
+        ("subjects", "bootstrap", "test='bootstrap' over 6 subjects rejects too often; it needs 20"),
+    ],
+)
+def test_tests_that_reject_too_often_are_refused(models, brain, over, test, message):
+    found = compare_models(models, brain, "pearson", over=over, bootstrap=20)
+    with pytest.raises(ValueError, match=message):
+        found.pairwise("none", test)
 
 
 def test_p_values_by_permutation(models, brain):
