@@ -23,8 +23,8 @@ are too wide and tests too careful. Other comparisons (rho-a, tau-a, whitened) r
 stimuli and 20 subjects, bootstrap samples reject .030 (stimuli), .050 (subjects) and .016 (both); signed ranks .042
 over subjects. (With 5 subjects bootstrap samples rejected .148, and where stimuli were new signed ranks .34 to .46:
 both are refused.) One-sided against zero, 20 stimuli: over subjects .042 to .048, over stimuli .014 to .022, over both
-.006 to .014. Shuffled labels reject .032 to .038. Any of six pairs of four equal models: .022 by FDR or Bonferroni, .122
-uncorrected.
+.006 to .014. Shuffled labels reject .032 to .038. Any of six pairs of four equal models: .022 by FDR or Bonferroni,
+.122 uncorrected.
 """
 
 import numpy as np
