@@ -293,13 +293,12 @@ class SpectralDesign:
         """
         if self._everything is None:
             rows = slice(0, self.n)
-            kernel = (
-                _centred(self._kernel_of(rows, self.n)[0]) if self.fit_intercept else self._kernel_of(rows, self.n)[0]
-            )
+            kernel = self._kernel_of(rows, self.n)[0]
             constant = None
             if self.fit_intercept:
+                kernel = _centred(kernel)
                 # Far above all others, so that no other axis can mix with it.
-                kernel = kernel + 2 * float(torch.linalg.norm(kernel)) / self.n
+                kernel += 2 * float(torch.linalg.norm(kernel)) / self.n
                 constant = self.n - 1
             eigenvalues, vectors = torch.linalg.eigh(kernel)
             largest = float(eigenvalues[: self.n - 1 if constant is not None else self.n].amax().clamp(min=0))
@@ -430,8 +429,10 @@ class SpectralDesign:
         if trials or features is None:
             return train, to_axes
         # All rows: their axes among the features, whose rows are less their mean.
-        weights = torch.zeros(self.n, len(principal.eigenvalues), dtype=torch.float64, device=self.device)
-        weights[rows] = to_axes.projection
+        weights = to_axes.projection
+        if rows != slice(0, self.n):
+            weights = torch.zeros(self.n, len(principal.eigenvalues), dtype=torch.float64, device=self.device)
+            weights[rows] = to_axes.projection
         # Rounding grows with the root of the spread of the spectrum.
         steep = len(principal.eigenvalues) > 0 and float(principal.eigenvalues[0]) < 1e-3
         mean_row = features.sums(rows) / n if self.fit_intercept else None
@@ -446,9 +447,9 @@ class SpectralDesign:
     def _known_axes(self, rows: Rows) -> Axes:
         """Principal axes of all rows, in the order of `rows`, from `everything`."""
         top, eigenvalues, vectors, constant = self.everything()
-        keep = eigenvalues > EPSILON * max(self.n, self.n_features)
-        if constant is not None:
-            keep[constant] = False
+        least = EPSILON * max(self.n, self.n_features)
+        first = int(torch.searchsorted(eigenvalues, least, right=True))
+        keep = slice(first, len(eigenvalues) if constant is None else constant)  # the constant axis is the last
         return Axes(top, eigenvalues[keep], vectors[rows][:, keep])
 
     def _kernel_of(self, rows: Rows, n: int) -> tuple[Tensor, Tensor, FeatureMatrix | None]:
@@ -489,4 +490,6 @@ def _exceeds(growths: Sequence[Tensor], limit: float) -> bool:
 def _centred(kernel: Tensor) -> Tensor:
     """Inner products of rows less their mean."""
     mean = kernel.mean(0)
-    return kernel - mean - mean[:, None] + mean.mean()
+    centred = kernel - mean
+    centred -= (mean - mean.mean())[:, None]
+    return centred

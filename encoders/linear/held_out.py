@@ -53,11 +53,18 @@ def held_out_scores(design: SpectralDesign, Y: Tensor, alphas: np.ndarray, score
     folds = [(trials[0], design.rows_of(0, trials[0].atoms)) for _, trials in design.layouts[0].trains]
     folds.sort(key=lambda fold: fold[0].fold)
     scores = [torch.empty(len(alphas), Y.shape[1], dtype=torch.float64, device=Y.device) for _ in folds]
-    for k, alpha in enumerate((alphas / top).tolist()):
-        left = (1 + alpha) / (eigenvalues + alpha)  # of a response along each axis, but for a common factor
-        if constant is not None:
-            left[constant] = 0.0
-        residuals = vectors @ (left[:, None] * loadings)
+    relative = torch.from_numpy(alphas / top).to(Y.device)
+    lefts = (1 + relative[:, None]) / (
+        eigenvalues + relative[:, None]
+    )  # of a response along each axis, but for a factor
+    if constant is not None:
+        lefts[:, constant] = 0.0
+    together = max(1, 2048 // max(Y.shape[1], 1))  # penalties in one product, which narrow ones would be slow in
+    for k, left in enumerate(lefts):
+        if k % together == 0:
+            some = lefts[k : k + together].T[:, :, None] * loadings[:, None, :]  # (axis, alpha, unit)
+            several = (vectors @ some.reshape(len(vectors), -1)).view(len(vectors), -1, Y.shape[1])
+        residuals = several[:, k % together]
         for table, (_, rows) in zip(scores, folds, strict=True):
             factor = torch.linalg.cholesky(_lower(vectors[rows], left))
             error = torch.cholesky_solve(residuals[rows], factor)
