@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -97,6 +97,17 @@ class Units:
     Y: Tensor
     mean: Tensor
     size: Tensor
+
+    def only(self, chosen: np.ndarray, columns: np.ndarray) -> Units:
+        """Some of the units, under other numbers."""
+        return Units(columns, self.Y[:, chosen], self.mean[chosen], self.size[chosen])
+
+    @staticmethod
+    def joined(some: Sequence[Units]) -> Units:
+        """Units side by side."""
+        columns = np.concatenate([one.columns for one in some])
+        Y, mean, size = (torch.cat([getattr(one, name) for one in some], -1) for name in ("Y", "mean", "size"))
+        return Units(columns, Y, mean, size)
 
 
 def make_units(values: np.ndarray, start: int, order: np.ndarray, centre: bool, device: torch.device) -> Units:

@@ -225,8 +225,8 @@ class Search:
 
     def _prepared(self, fitter: BlockFitter, units: np.ndarray | None, width: int) -> Iterator[Known]:
         """Blocks of all units, kept if memory allows, or of those of a mask."""
-        if units is None and self._kept is not None:
-            yield from self._kept
+        if self._kept is not None:
+            yield from self._kept if units is None else self._joined(units, width)
             return
         fits = 16 * self.responses.n * self.responses.v < self.memory and not self.responses.on_disk
         kept: list[Known] | None = [] if units is None and fits else None
@@ -241,6 +241,21 @@ class Search:
                 yield columns, prepared
         if kept is not None:
             self._kept = kept
+
+    def _joined(self, units: np.ndarray, width: int) -> Iterator[Known]:
+        """Units of a mask out of the blocks that are kept, in as few as their width allows."""
+        pieces: list[tuple[Prepared, np.ndarray]] = []
+        numbers: list[np.ndarray] = []
+        for columns, prepared in self._kept or []:
+            chosen = np.flatnonzero(units[columns])
+            if pieces and sum(map(len, numbers)) + len(chosen) > width:
+                yield np.concatenate(numbers), Prepared.joined(pieces)
+                pieces, numbers = [], []
+            if len(chosen):
+                pieces.append((prepared, chosen))
+                numbers.append(columns[chosen])
+        if pieces:
+            yield np.concatenate(numbers), Prepared.joined(pieces)
 
     def _blocks(self, shares: np.ndarray, units: np.ndarray | None, v: int) -> Iterator[tuple[np.ndarray, BlockFit]]:
         fitter, width = self._fitter(shares, v, weights=False)

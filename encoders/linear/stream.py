@@ -15,7 +15,7 @@ from .design import SpectralDesign, Train
 from .held_out import applies, held_out_scores, keeps_digits
 from .layout import Atoms
 from .moments import choose
-from .responses import make_units
+from .responses import Units, make_units
 from .sweep import Block, Buffers, Scorer, cross_products, loadings, make_block
 
 _WIDEST = 512  # units in a block: enough for products of matrices to reach their rate
@@ -134,6 +134,29 @@ class Prepared:
         self.units = make_units(values, part.start, design.order, design.fit_intercept, design.device)
         self.block: Block | None = None
         self.products: Tensor | None = None
+
+    @classmethod
+    def joined(cls, pieces: Sequence[tuple[Prepared, np.ndarray]]) -> Prepared:
+        """Some columns of several blocks side by side, in memory of their own.
+
+        Parameters
+        ----------
+        pieces : sequence of (Prepared, ndarray of int)
+            Positions of the columns within each, ascending.
+        """
+        units, blocks, start = [], [], 0
+        for prepared, kept in pieces:
+            inside = prepared.units.columns - prepared.part.start
+            chosen = np.flatnonzero(np.isin(inside, kept))
+            units.append(prepared.units.only(chosen, start + np.searchsorted(kept, inside[chosen])))
+            if prepared.block is not None:
+                blocks.append(prepared.block.only(chosen))
+            start += len(kept)
+        made = object.__new__(cls)
+        made.part, made.n_columns = slice(0, start), start
+        made.units = Units.joined(units)
+        made.block, made.products = Block.joined(blocks) if blocks else None, None
+        return made
 
 
 class BlockFitter:

@@ -100,6 +100,15 @@ class Block:
         means, squares, low, high = (t[:, units] for t in (self.means, self.squares, self.low, self.high))
         return Block(self.Y[:, units].clone(), self.starts, means, squares, low, high, self.sizes)
 
+    @staticmethod
+    def joined(some: Sequence[Block]) -> Block:
+        """Units of several blocks side by side."""
+        first = some[0]
+        Y, means, squares, low, high = (
+            torch.cat([getattr(one, name) for one in some], 1) for name in ("Y", "means", "squares", "low", "high")
+        )
+        return Block(Y, first.starts, means, squares, low, high, first.sizes)
+
     def segments(self, atoms: Atoms) -> list[slice]:
         """Rows of some atoms as few slices of Y."""
         found: list[slice] = []
