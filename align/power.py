@@ -70,10 +70,13 @@ def rsa_power(
     -------
     DataFrame
         One row per size, test and model: n_subjects, n_stimuli, test, model, power (share of experiments), se (its
-        binomial standard error), score (mean over experiments). Tests:
+        binomial standard error), score (mean over experiments). An experiment in which a model has no score or a test
+        no p is left out of that rate, and one warning counts these; a rate without any experiment is NaN, as are
+        those of all tests with over="none". Tests:
 
         =================  =====================================================================================
-        ``above-zero``     the score of the model is above zero, one-sided
+        ``above-zero``     the score of the model is above zero, one-sided; NaN for "cosine", "cosine-whitened",
+                           "bures" and "riemannian", by which unrelated RDMs do not score zero
         ``below-best``     the model scores below the one with the highest mean score over experiments, and the
                            two-sided test of their difference is significant; not for that one itself
         ``below-ceiling``  the model scores below the lower bound of the ceiling, by a significant two-sided test
@@ -105,41 +108,70 @@ def rsa_power(
     ):
         if not good:
             raise ValueError(f"{name}={value!r}; expected {expected}.")
-    rows = []
+    rows, lost, said = list[tuple](), 0, list[str]()
     # Streams of their own, so that a size gives the same numbers beside whichever others.
     for (subjects, stimuli), rng in zip(sizes, np.random.default_rng(seed).spawn(len(sizes)), strict=True):
         found = []
         for _ in range(n_simulations):
             chosen = np.sort(rng.choice(len(ids), stimuli, replace=False))
             brain = _measured(patterns[chosen], subjects, noise, n_channels, rng, [ids[k] for k in chosen])
-            found.append(compare_models(models, brain, method, over=over, bootstrap=bootstrap, seed=rng))
-        rows += _rows(found, names, subjects, stimuli, alpha)
+            with warnings.catch_warnings(record=True) as caught:  # one for all experiments follows
+                warnings.simplefilter("always", UserWarning)
+                found.append(compare_models(models, brain, method, over=over, bootstrap=bootstrap, seed=rng))
+            said += [str(one.message) for one in caught[:1]]
+        of_size, without = _rows(found, names, subjects, stimuli, alpha)
+        rows, lost = rows + of_size, lost + without
+    if lost or said:
+        total = len(sizes) * n_simulations
+        parts = [f"{lost} lack a score or p of some model and are left out of its rates"] if lost else []
+        parts += [f"{len(said)} warned, the first: {said[0]}"] if said else []
+        warnings.warn(f"of {total} experiments {'; '.join(parts)}", stacklevel=2)
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def _rows(found: list, names: list[str], n_subjects: int, n_stimuli: int, alpha: float) -> list[tuple]:
+def _rows(found: list, names: list[str], n_subjects: int, n_stimuli: int, alpha: float) -> tuple[list[tuple], int]:
+    """Rows of the table, and how many experiments are left out of the rate of some model.
+
+    A test that no experiment has at all, of any model, is no loss: it is not to be had.
+    """
     scores = np.array([one.scores for one in found])
-    best = int(np.nanmean(scores, axis=0).argmax())
+    best = int(np.nan_to_num([_mean(column) for column in scores.T], nan=-np.inf).argmax())
     first, second = np.triu_indices(len(names), 1)
-    pairs = np.ones((len(found), len(names), len(names)))
+    pairs = np.full((len(found), len(names), len(names)), np.nan)
     if len(names) > 1 and found[0].over != "none":
         pairs[:, first, second] = pairs[:, second, first] = [one.pairwise("none")["p"] for one in found]
-    lower = np.array([one.ceiling[0] for one in found])
+    others = np.arange(len(names)) != best
+    lower = np.array([one.ceiling[0] for one in found])[:, None]
+    p_zero, p_ceiling = (np.array([getattr(one, name) for one in found]) for name in ("p_zero", "p_ceiling"))
+    highest = np.where(np.isnan(scores), -np.inf, scores).argmax(1)[:, None] == np.arange(len(names))
     hits = {
-        "above-zero": np.array([one.p_zero for one in found]) <= alpha,
-        "below-best": (pairs[:, best] <= alpha) & (scores < scores[:, [best]]),
-        "below-ceiling": (np.array([one.p_ceiling for one in found]) <= alpha) & (scores < lower[:, None]),
-        "highest": np.arange(len(names)) == scores.argmax(1)[:, None],
+        "above-zero": _hits(p_zero <= alpha, p_zero),
+        "below-best": _hits((pairs[:, best] <= alpha) & (scores < scores[:, [best]]), pairs[:, best])[:, others],
+        "below-ceiling": _hits((p_ceiling <= alpha) & (scores < lower), p_ceiling),
+        "highest": _hits(highest, scores),
     }
+    lost = np.isnan(scores).any(1)
     rows = []
     for test, hit in hits.items():
-        for k, name in enumerate(names):
-            if test == "below-best" and k == best:
-                continue
-            power = float(hit[:, k].mean())
-            se = float(np.sqrt(power * (1 - power) / len(found)))
-            rows.append((n_subjects, n_stimuli, test, name, power, se, float(scores[:, k].mean())))
-    return rows
+        if not np.isnan(hit).all():
+            lost |= np.isnan(hit).any(1)
+        tested = np.flatnonzero(others) if test == "below-best" else np.arange(len(names))
+        for k, column in zip(tested, hit.T, strict=True):
+            power, n = _mean(column), int((~np.isnan(column)).sum())
+            se = float(np.sqrt(power * (1 - power) / n)) if n else np.nan
+            rows.append((n_subjects, n_stimuli, test, names[k], power, se, _mean(scores[:, k])))
+    return rows, int(lost.sum())
+
+
+def _hits(hit: np.ndarray, value: np.ndarray) -> np.ndarray:
+    """1 or 0 per experiment and model, NaN where the value that decides it is."""
+    return np.where(np.isnan(value), np.nan, hit)
+
+
+def _mean(values: np.ndarray) -> float:
+    """Of what is known; NaN where nothing is."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else float("nan")
 
 
 def _with_ids(models: Any) -> Any:

@@ -114,7 +114,8 @@ def rdm(
     Raises
     ------
     ValueError
-        For an unknown method, arguments the method does not take or lacks, fewer than 3 stimuli, or a wrong shape.
+        For an unknown method, arguments the method does not take or lacks, fewer than 3 stimuli, a wrong shape,
+        or RDMs in the place of patterns.
 
     References
     ----------
@@ -122,6 +123,11 @@ def rdm(
     137:188. Schuett et al. (2023), eLife 12:e82566.
     """
     check_arguments(method, noise, folds, missing)
+    if isinstance(X, RDMs):
+        raise ValueError(
+            f"X holds {len(X)} RDMs that are made already; expected patterns (an array, a Recording or Features). Hand "
+            "the RDMs themselves to align.compare, align.rsa or align.topology."
+        )
     if hasattr(X, "average_repeats") or (hasattr(X, "layers") and hasattr(X, "stimulus_ids")):
         if labels is not None:
             raise ValueError("labels is for arrays; a Recording and Features know their stimuli.")

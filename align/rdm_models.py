@@ -26,7 +26,7 @@ class RDMModel:
     rdms : RDMs, or array of shape (component, pair)
         RDMs are joined with the brain by stimulus id; an array must be in its order.
     name : str
-        Default: the table of `rdms`, or the kind of model.
+        Default: for a fixed model the table of `rdms` (columns model and layer, or else label), or the kind of model.
 
     Attributes
     ----------
@@ -74,6 +74,15 @@ class RDMModel:
         """The same model under another name."""
         found = copy.copy(self)
         found.name = name
+        return found
+
+    def with_vectors(self: Self, vectors: np.ndarray) -> Self:
+        """The same model, not fitted, of other RDMs over its stimuli: as many, shape (component, pair)."""
+        if vectors.shape != self.vectors.shape:
+            raise ValueError(f"vectors has shape {vectors.shape}; expected that of the model, {self.vectors.shape}.")
+        found = copy.copy(self)
+        found.vectors = vectors
+        found.weights = self.weights if self.fixed else None
         return found
 
     def fit(
@@ -140,6 +149,8 @@ class FixedRDM(RDMModel):
         super().__init__(rdm, name)
         if len(self.vectors) != 1:
             raise ValueError(f"rdm holds {len(self.vectors)} RDMs; a fixed model is one. Make one model of each.")
+        if isinstance(rdm, RDMs):
+            self.name = name or names_of(rdm)[0] or self.name
         self.weights = np.ones(1)
 
     def _weights(self, y: np.ndarray, w: np.ndarray, method: str, covariance: np.ndarray | None) -> np.ndarray:
@@ -282,6 +293,13 @@ def _gram_with_target(
     found[:n, :n] = inner[:n, :n] / np.outer(norm[:n], norm[:n])
     found[:n, n] = found[n, :n] = inner[:n, n:] @ share / norm[:n] / size if size > 0 else np.nan
     return found, norm[:n] * unit[:n]
+
+
+def names_of(rdms: RDMs) -> list[str]:
+    """Names of model RDMs: columns model and layer, once where they are the same, or else label; "" without any."""
+    table = rdms.table
+    columns = [column for column in ("model", "layer") if column in table] or [c for c in ("label",) if c in table]
+    return [" ".join(dict.fromkeys(filter(None, map(str, row)))) for row in table[columns].to_numpy()]
 
 
 __all__ = ["FixedRDM", "InterpolatedRDM", "RDMModel", "SelectedRDM", "WeightedRDM"]

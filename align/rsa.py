@@ -25,7 +25,7 @@ from .provenance import provenance
 from .rdm import check_method
 from .rsa_halves import Ceilings, average_subjects, place, split_half_ceilings
 from .rsa_sides import Recipe, Region, Topology, as_replicates, brain_side, model_side, regions_of
-from .score import Evidence, Score, tabulate
+from .score import Evidence, Score, refuse_twins, tabulate
 
 if TYPE_CHECKING:
     from .inference import ModelComparison
@@ -232,11 +232,13 @@ def model_comparison(
     Parameters
     ----------
     features : Features, RDMs, models of RDMs, or a list of these
-        As in `rsa`, with one model per layer; or with ``fit`` and ``predict``, see `align.rdm_models`.
+        As in `rsa`, with one model per layer; or those of `align.rdm_models`. They are compared in the order given.
     brain : Recording or RDMs
         Of one region; replicates as in `rsa`.
-    rdm, compare, by, topology, noise, folds
+    rdm, compare, by, noise, folds
         As in `rsa`.
+    topology : (lower, upper) or dict, optional
+        As in `rsa`. Of models of RDMs every RDM is transformed on its own, before weights are fitted.
     **options
         Of `align.inference.compare_models`: over, bootstrap, crossvalidate, permutations, covariance, seed.
 
@@ -261,20 +263,39 @@ def model_comparison(
         raise ValueError(
             f"brain has {len(names)} regions ({shown}); compare models on one, e.g. brain.select({by}=...)."
         )
-    given = list(features) if isinstance(features, (list, tuple)) else [features]
-    plain = [one for one in given if not _is_model(one)]
-    model_rdms = model_side(plain, recipe.for_models, brain_rdms.stimulus_ids) if plain or not given else None
+    models = _models(features, recipe.for_models, brain_rdms.stimulus_ids, transform)
     if transform is not None:
         brain_rdms = transform(brain_rdms)
-        model_rdms = model_rdms if model_rdms is None else transform(model_rdms)
-    flexible = [one for one in given if _is_model(one)]
-    models: Any = model_rdms if not flexible else [*([] if model_rdms is None else [model_rdms]), *flexible]
     return compare_models(models, as_replicates(brain_rdms), compare, **options)
 
 
-def _is_model(one: Any) -> bool:
-    """A model of RDMs, with or without something to fit."""
-    return hasattr(one, "fit") and hasattr(one, "predict")
+def _models(features: Any, method: str, stimulus_ids: Sequence[str], transform: Topology | None) -> RDMs | list[Any]:
+    """RDMs of all models, and models of RDMs over these stimuli, in the order given and all transformed alike."""
+    from .rdm_models import RDMModel
+
+    given = list(features) if isinstance(features, (list, tuple)) else [features]
+    plain = [one for one in given if not isinstance(one, RDMModel)]
+    if len(plain) == len(given):
+        rdms = model_side(given, method, stimulus_ids)
+        return rdms if transform is None else transform(rdms)
+    refuse_twins([one.model for one in plain if hasattr(one, "model")])
+    parts: list[Any] = []
+    n_before = 0
+    for one in given:
+        if isinstance(one, RDMModel):
+            parts.append(one.on(stimulus_ids))
+        else:
+            parts.append(model_side(one, method, stimulus_ids, n_before))
+            n_before += len(parts[-1])
+    if transform is None:
+        return parts
+    # In one go, so that what cannot be transformed is counted once.
+    whole = transform(RDMs(np.concatenate([part.vectors for part in parts]), stimulus_ids)).vectors
+    ends = np.cumsum([len(part.vectors) for part in parts])
+    return [
+        part.with_vectors(v) if isinstance(part, RDMModel) else RDMs(v, stimulus_ids, part.table)
+        for part, v in zip(parts, np.split(whole, ends[:-1]), strict=True)
+    ]
 
 
 def thumbnails(stimuli: Any, ids: Sequence[str], size: int = 48, most: int = 1000) -> np.ndarray | None:

@@ -16,12 +16,14 @@ import typer
 from . import __version__
 from .options import (
     COMPONENTS,
+    WHOLE_KERNELS,
     Bootstrap,
     Comparison,
     Controls,
     DatasetArg,
     Device,
     Dissimilarity,
+    Draws,
     Encoder,
     Folds,
     Json,
@@ -32,6 +34,7 @@ from .options import (
     Noise,
     Out,
     Over,
+    Page,
     Permutations,
     Pool,
     Regions,
@@ -46,7 +49,6 @@ from .options import (
     Transform,
     Weights,
     Window,
-    can_write,
 )
 
 app = typer.Typer(
@@ -79,7 +81,7 @@ def _common(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(callback=can_write, help="Where the report goes.")] = Path("report.html"),
+    out: Page = None,
     seed: Seed = 0,
     device: Device = "auto",
     as_json: Json = False,
@@ -91,13 +93,14 @@ def demo(
     from .demo import run
     from .tables import summary
 
-    encoding, geometry = run(out, seed=seed, device=device)
+    [page] = out or []  # which the option fills
+    encoding, geometry = run(page, seed=seed, device=device)
     if as_json:
         _print_json(encoding, geometry)
         return
     typer.echo("Share of the noise ceiling that each model reaches in each region (normalised r; * best)\n")
     typer.echo(summary(encoding))
-    typer.echo(f"\nReport: {out}")
+    typer.echo(f"\nReport: {page}")
 
 
 @datasets_app.callback()
@@ -220,7 +223,7 @@ def rsa(
     subject: Subject = None,
     session: Session = None,
     select: Select = None,
-    rdm: Dissimilarity = "correlation",
+    rdm: Dissimilarity = None,
     compare: Comparison = "rho-a",
     subjects: Subjects = "each",
     topology: Thresholds = None,
@@ -232,7 +235,7 @@ def rsa(
     step: Step = None,
     pool: Pool = 0,
     controls: Controls = True,
-    bootstrap: Bootstrap = 1000,
+    bootstrap: Draws = 1000,
     permutations: Permutations = 1000,
     seed: Seed = 0,
     device: Device = "auto",
@@ -245,18 +248,27 @@ def rsa(
     """
     from . import align, datasets
 
+    if compare in WHOLE_KERNELS and bootstrap and over in ("stimuli", "both"):
+        raise ValueError(
+            f"--compare {compare} with --bootstrap {bootstrap} --over {over}: it compares whole kernels, of which "
+            "stimuli cannot be drawn twice; add --bootstrap 0 for no interval, or --over subjects to draw subjects"
+        )
     thresholds = _topology(topology, transform)
     brain = _brain(dataset, root, regions, subject, session, select)
     names = _split(model) or []
     given = [name.removeprefix("rdms:") for name in names if name.startswith("rdms:")]
     shown = [name for name in names if not name.startswith("rdms:")]
+    if rdm is not None and not shown and isinstance(brain, datasets.RDMs):
+        raise ValueError(
+            f"--rdm {rdm}: models and brain are RDMs that are made already, so it has no use; leave it out"
+        )
     features = [datasets.load(dataset, root, source=source) for source in given]
     if shown:
         features += _features(",".join(shown), brain.stimuli, layers, weights, pool, controls, seed, device)
     table = align.rsa(
         features,
         brain,
-        rdm=rdm,
+        rdm="correlation" if rdm is None else rdm,
         compare=compare,
         bootstrap=bootstrap,
         permutations=permutations,
@@ -278,12 +290,13 @@ def report(
         list[Path],
         typer.Argument(metavar="RESULT", help="Result files (.h5 of --out; .csv or .json show less)."),
     ],
-    out: Annotated[Path, typer.Option(callback=can_write, help="The page to write.")] = Path("report.html"),
+    out: Page = None,
 ) -> None:
     """Make one HTML page of result files."""
     from . import align
 
-    typer.echo(align.report([align.load_results(path) for path in results], out))
+    [page] = out or []  # which the option fills
+    typer.echo(align.report([align.load_results(path) for path in results], page))
 
 
 def _topology(thresholds: str | None, transform: str | None) -> dict[str, Any] | None:
@@ -386,11 +399,11 @@ def _encoder(name: str, kernel: str | None, seed: int, device: str) -> Any:
     return encoders.RidgeCV(score="r2", standardise=True, device=device)
 
 
-def _finish(table: Any, as_json: bool, out: Path | None) -> None:
+def _finish(table: Any, as_json: bool, outs: Sequence[Path] | None) -> None:
     from . import align
     from .tables import readable
 
-    if out is not None:
+    for out in outs or []:
         if out.suffix.lower() == ".html":
             align.report(table, out)
         else:

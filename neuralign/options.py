@@ -8,24 +8,32 @@ from typing import Annotated
 import typer
 
 
-def can_write(out: Path | None) -> Path | None:
+def can_write(out: Path) -> None:
     """Refuse a place for results before hours of computation go into them."""
-    if out is not None:
-        from .align.results import check_target
+    from .align.results import check_target
 
-        check_target(out)
-    return out
+    check_target(out)
 
 
-def _can_save(out: Path | None) -> Path | None:
-    if out is not None:
+def _can_save(outs: list[Path] | None) -> list[Path] | None:
+    for out in outs or []:
         from .align.results import SUFFIXES
         from .datasets.errors import unknown
 
         known = (".html", *SUFFIXES)
         if out.suffix.lower() not in known:
             raise ValueError(unknown("suffix of --out", out.suffix, known, f"Found {str(out)!r}."))
-    return can_write(out)
+        can_write(out)
+    return outs
+
+
+def _one_page(outs: list[Path] | None) -> list[Path]:
+    """A list, since of an option that is no list all but the last would be dropped in silence."""
+    outs = outs or [Path("report.html")]
+    if len(outs) > 1:
+        raise ValueError(f"--out is given {len(outs)} times; expected one page to write.")
+    can_write(outs[0])
+    return outs
 
 
 ENCODERS = ("ridge", "banded", "kernel", "pls")
@@ -34,6 +42,7 @@ NOISES = "full, diagonal, shrinkage-identity, shrinkage-diagonal"
 # In help, without the import of what computes them.
 DISSIMILARITIES = "sqeuclidean, euclidean, correlation, cosine, mahalanobis, crossnobis, poisson, poisson-cv"
 COMPARISONS = "cosine, pearson, spearman, rho-a, tau-a, tau-b, cosine-whitened, pearson-whitened, bures, riemannian"
+WHOLE_KERNELS = ("bures", "riemannian")  # comparisons that leave no place for a stimulus drawn twice
 COMPONENTS = (1, 2, 3, 4, 6, 8, 12, 16, 25)
 
 
@@ -89,13 +98,21 @@ Pool = Annotated[
 ]
 Controls = Annotated[bool, typer.Option(help="Also score pixels and an untrained copy of each model.")]
 Bootstrap = Annotated[int, typer.Option(min=0, help="Draws of stimuli behind the interval; 0 for none.")]
+Draws = Annotated[
+    int, typer.Option(min=0, help="Draws of what --over names, by default stimuli, behind the interval; 0 for none.")
+]
 Permutations = Annotated[int, typer.Option(min=0, help="Shuffles of stimuli behind p; 0 for none.")]
 Json = Annotated[bool, typer.Option("--json", help="Print records as JSON instead of a table.")]
 Out = Annotated[
-    Path | None,
-    typer.Option(callback=_can_save, help="Also write .html (report), .h5 (all), .csv or .json (table)."),
+    list[Path] | None,
+    typer.Option(
+        callback=_can_save, help="Also write .html (report), .h5 (all), .csv or .json (table); may be repeated."
+    ),
 ]
-Dissimilarity = Annotated[str, typer.Option(help=f"Dissimilarity of two stimuli: {DISSIMILARITIES}.")]
+Page = Annotated[list[Path] | None, typer.Option(callback=_one_page, help="The page to write; default report.html.")]
+Dissimilarity = Annotated[
+    str | None, typer.Option(help=f"Dissimilarity of two stimuli: {DISSIMILARITIES}; default correlation.")
+]
 Comparison = Annotated[str, typer.Option(help=f"Similarity of two RDMs: {COMPARISONS}.")]
 Subjects = Annotated[str, typer.Option(help="Compare with `each` subject's RDM or with their `average`.")]
 Thresholds = Annotated[

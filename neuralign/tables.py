@@ -9,7 +9,7 @@ import pandas as pd
 
 from . import datasets
 from .align.bands import WHOLE, is_part
-from .align.report.summary import at_peak, is_timed
+from .align.report.summary import at_peak, is_timed, makings
 
 if TYPE_CHECKING:
     from .align.inference import ModelComparison
@@ -29,8 +29,9 @@ def summary(table: pd.DataFrame, metric: str = "r") -> str:
 def readable(table: pd.DataFrame) -> str:
     """Every row of a tidy table of scores with its interval, ceiling and p; the best of each region starred.
 
-    Parts of scores are not ranked. Of scores over time, those at the highest of each region. Where models were
-    compared with each other, the pairs follow.
+    The title of RSA says how RDMs were transformed and what the intervals are over. Parts of scores are not ranked.
+    Of scores over time, those at the highest of each region. Where models were compared with each other, the pairs
+    follow.
     """
     parts = []
     evidence = table.attrs.get("evidence")
@@ -58,6 +59,7 @@ def readable(table: pd.DataFrame) -> str:
         heading = ", ".join(dict.fromkeys(str(name) for name in whose if name))
         note = f"* best; layers are parts of {WHOLE}" if partial.any() else "* best"
         note += "; at the time of the highest score of each region" if timed else ""
+        note += "".join(f"; {words}" for words in makings(rows))
         size = f"{metric}, {rows['n_stimuli'].max()} stimuli{_units(rows)} ({note})"
         body = aligned(pd.concat([words, pd.DataFrame(numbers)], axis=1), right=numbers)
         parts.append(f"{heading}: {size}\n{body}" if heading else f"{size}\n{body}")
@@ -74,9 +76,11 @@ def pairs(comparison: ModelComparison, region: str) -> str:
     apart = table["p_corrected"] <= 0.05
     shown = table if len(table) <= MOST_PAIRS else table[apart]
     drawn = {"both": "stimuli and subjects"}.get(comparison.over, comparison.over)
-    heading = (
-        f"{region or 'models'}: {apart.sum()} of {len(table)} pairs of models are told apart (over {drawn}; FDR 5 %)"
-    )
+    if len(table) == 1:
+        said = f"the two models are {'' if apart.any() else 'not '}told apart"
+    else:
+        said = f"{apart.sum()} of {len(table)} pairs of models {'is' if apart.sum() == 1 else 'are'} told apart"
+    heading = f"{region or 'models'}: {said} (over {drawn}; FDR 5 %)"
     if not len(shown):
         return heading
     differences = pd.DataFrame(

@@ -32,6 +32,11 @@ def fold_means(X: Any, labels: ArrayLike, folds: ArrayLike | None = None) -> tup
         Float32 where `X` is, else float64; NaN where a label has no presentation in a fold.
     labels, folds : list
         In the order of first appearance.
+
+    Raises
+    ------
+    ValueError
+        For labels or folds of another length, or with missing values (NaN, None).
     """
     code, names = _codes(labels, len(X), "labels")
     if folds is None:
@@ -55,10 +60,18 @@ def fold_means(X: Any, labels: ArrayLike, folds: ArrayLike | None = None) -> tup
 
 def _codes(given: ArrayLike, n: int, argument: str) -> tuple[np.ndarray, list]:
     """Every value as a number, and the values in the order of those numbers."""
-    values = np.asarray(given)
+    # As objects, for an array of a list of names would turn NaN into the name "nan".
+    values = np.asarray(given, dtype=object) if isinstance(given, list | tuple) else np.asarray(given)
     if values.shape != (n,):
         raise ValueError(
             f"{argument} has shape {values.shape}; expected one for each of the {n} rows of X (presentations)."
+        )
+    missing = int(pd.isna(values).sum())
+    if missing:
+        raise ValueError(
+            f"{argument} is missing (NaN or None) for {missing} of {n} presentations; expected one for each. Leave "
+            f"these presentations out: with keep = pandas.notna({argument}), X[keep] and likewise labels and folds; "
+            "of a Recording, recording.select(run=[...]) with the values that are there."
         )
     code, names = pd.factorize(values, use_na_sentinel=False)
     return code, list(names)

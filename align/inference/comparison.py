@@ -10,7 +10,7 @@ import pandas as pd
 from scipy.stats import t as student
 
 from ...datasets.errors import unknown
-from .tests import TESTS, adjusted, bootstrap_p, signed_rank_p, t_p
+from .tests import NULL_ELSEWHERE, TESTS, adjusted, bootstrap_p, signed_rank_p, t_p
 
 # Subjects from which on shares of bootstrap samples of them are p values.
 FEWEST = 20
@@ -46,8 +46,11 @@ class ModelComparison:
         Of the differences between scores and bounds.
     p_zero : ndarray of shape (model,)
         One-sided, that the score is above zero: by t, or by shuffles of the stimulus labels where they were asked for.
+        By shuffles alone for "cosine", "cosine-whitened", "bures" and "riemannian", and NaN without them: unrelated
+        RDMs do not score zero by these.
     p_ceiling : ndarray of shape (model,)
-        Two-sided, by t, that the score differs from the lower bound of the ceiling.
+        Two-sided, by t, that the score differs from the lower bound of the ceiling. Above the bound a small value says
+        that the model does better than the mean of the other subjects does, not that it falls short.
     seed : int or None
     folds : (int, int) or None
         Stimulus and subject folds of the cross-validation.
@@ -91,7 +94,7 @@ class ModelComparison:
         test : {"t", "bootstrap", "signed-rank"}
             Student's t of the difference, with the variance over what was resampled; the share of bootstrap samples
             on the other side of zero, which needs 20 subjects where subjects were resampled; or Wilcoxon's signed-rank
-            test over subjects, which says nothing of other stimuli. All two-sided.
+            test over subjects, which says nothing of other stimuli and is NaN of one subject. All two-sided.
 
         Returns
         -------
@@ -136,7 +139,10 @@ class ModelComparison:
         return pd.DataFrame(columns | {"p": p, "p_corrected": adjusted(p, correction)})
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per model: model, score, se, ci_low, ci_high, ceiling_low, ceiling, p, p_ceiling."""
+        """One row per model: model, score, se, ci_low, ci_high, ceiling_low, ceiling, p, p_ceiling.
+
+        Column p is `p_zero`: NaN where unrelated RDMs do not score zero by `method` and no labels were shuffled.
+        """
         interval = self.interval()
         return pd.DataFrame(
             {
@@ -167,12 +173,27 @@ class ModelComparison:
         lines.append(
             self.to_frame().drop(columns=["ceiling_low", "ceiling"]).to_string(index=False, float_format=_short)
         )
+        if np.isfinite(self.p_ceiling).any():
+            above = int((self.scores > self.ceiling[0]).sum())
+            lines.append(
+                f"p_ceiling: two-sided, against the lower bound {self.ceiling[0]:.3f}; "
+                f"{above} of {_count(len(self.names), 'model')} {'lies' if above == 1 else 'lie'} above it."
+            )
+        if self.method in NULL_ELSEWHERE and np.isnan(self.p_zero).all():
+            lines.append(
+                f"p is NaN: by {self.method} unrelated RDMs do not score 0, so a t test against 0 says nothing; set "
+                "permutations, for fixed models."
+            )
         if self.over != "none" and len(self.names) > 1:
             pairs = self.pairwise(correction)
             apart = int((pairs["p_corrected"] <= 0.05).sum())
-            lines.append(
-                f"{apart} of {_count(len(pairs), 'pair')} of models differ (p <= .05, correction: {correction})."
-            )
+            if len(pairs) == 1:
+                lines.append(f"The two models {'differ' if apart else 'are not told apart'} (p <= .05).")
+            else:
+                lines.append(
+                    f"{apart} of {len(pairs)} pairs of models {'differs' if apart == 1 else 'differ'} (p <= .05, "
+                    f"correction: {correction})."
+                )
         return "\n".join(lines)
 
     def __repr__(self) -> str:

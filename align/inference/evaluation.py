@@ -26,7 +26,7 @@ from .dual import (
 )
 from .intervals import Seed
 from .resampling import permutation_p, permutation_similarities
-from .tests import t_p
+from .tests import NULL_ELSEWHERE, t_p
 from .weighted import refuse_copies, resample_weights, weighted_similarities, within
 
 if TYPE_CHECKING:
@@ -72,7 +72,9 @@ def compare_models(
         stimuli. By default where a model has parameters, with "auto": 2 to 5 folds, after the number of stimuli and
         subjects.
     permutations : int
-        Shuffles of the stimulus labels behind `p_zero`, instead of a t test; for fixed models.
+        Shuffles of the stimulus labels behind `p_zero`, instead of a t test; for fixed models. The only `p_zero` of
+        "cosine", "cosine-whitened", "bures" and "riemannian": unrelated RDMs do not score zero by these, so that a t
+        test against zero would reject whatever the model, and without shuffles it is NaN.
     covariance : array of shape (stimulus,) or (stimulus, stimulus), optional
         See `align.compare`, in the order of the brain's stimuli. A matrix goes with over="subjects" or "none" only.
     seed : int or numpy Generator
@@ -154,7 +156,8 @@ def compare_models(
     scores = found.per_subject.mean(1)
     p_zero, p_ceiling = np.full((2, m), np.nan)
     if dof:
-        p_zero = t_p(scores, spread[:m, -1], dof, two_sided=False)
+        if method not in NULL_ELSEWHERE:
+            p_zero = t_p(scores, spread[:m, -1], dof, two_sided=False)
         p_ceiling = t_p(scores - found.ceiling[0], spread[:m, m], dof)
     if permutations:
         null = permutation_similarities(
@@ -387,7 +390,7 @@ def _subjects(brain: RDMs | np.ndarray) -> RDMs:
 
 
 def _models(models: Any, subjects: RDMs) -> list[RDMModel]:
-    from ..rdm_models import FixedRDM, RDMModel  # which imports this package
+    from ..rdm_models import FixedRDM, RDMModel, names_of  # which imports this package
 
     found: list[RDMModel] = []
     for one in models if isinstance(models, (list, tuple)) else [models]:
@@ -395,7 +398,7 @@ def _models(models: Any, subjects: RDMs) -> list[RDMModel]:
             found.append(one)
         elif isinstance(one, (RDMs, np.ndarray)):
             stack = one if isinstance(one, RDMs) else as_vectors(one, "models")
-            names = _names(one) if isinstance(one, RDMs) else [""] * len(stack)
+            names = names_of(one) if isinstance(one, RDMs) else [""] * len(stack)
             for k, name in enumerate(names):
                 found.append(FixedRDM(stack[k : k + 1], name or f"model {len(found) + 1}"))
         else:
@@ -413,10 +416,3 @@ def _models(models: Any, subjects: RDMs) -> list[RDMModel]:
             there = there.renamed(f"{model.name} ({seen[model.name]})")
         ready.append(there)
     return ready
-
-
-def _names(rdms: RDMs) -> list[str]:
-    """Names of model RDMs: columns model and layer, or else label."""
-    table = rdms.table
-    columns = [column for column in ("model", "layer") if column in table] or [c for c in ("label",) if c in table]
-    return [" ".join(filter(None, map(str, row))) for row in table[columns].to_numpy()]

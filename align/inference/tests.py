@@ -12,6 +12,8 @@ from ..multiple import fdr
 
 TESTS = ("t", "bootstrap", "signed-rank")
 CORRECTIONS = ("fdr", "bonferroni", "none")
+# Comparisons in which unrelated RDMs do not score zero, so that a t test against zero is no test.
+NULL_ELSEWHERE = ("cosine", "cosine-whitened", "bures", "riemannian")
 _ROUNDING = 1e-12  # differences of similarities that are zero but for rounding
 
 
@@ -82,8 +84,13 @@ def bootstrap_p(differences: np.ndarray) -> np.ndarray:
 
 
 def signed_rank_p(differences: np.ndarray) -> np.ndarray:
-    """Two-sided p values of Wilcoxon's signed-rank test over subjects, of the columns of (subject, column)."""
+    """Two-sided p values of Wilcoxon's signed-rank test over subjects, of the columns of (subject, column).
+
+    NaN for a column that holds NaN, and for one subject, whose rank says nothing.
+    """
     found = np.full(differences.shape[1], np.nan)
+    if len(differences) < 2:
+        return found
     differences = np.where(np.abs(differences) <= _ROUNDING, 0.0, differences)
     for k, column in enumerate(differences.T):
         if not np.isnan(column).any():

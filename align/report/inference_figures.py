@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from ..inference.tests import NULL_ELSEWHERE
 from .style import ACCENT, BAND, FAINT, INK, MUTED, WIDTH, clip, styled
 from .summary import layer_name, main_metric, metric_name, targets
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from ..topology import Identification
 
 PALE = "#a9c7dc"
+UNTESTED = "#9aa4ad"  # darker than the band of the ceiling, which bars stand before
 # Told apart in print and by those who do not see red or green (Okabe & Ito), the first the accent of the page.
 LINES = (ACCENT, "#d55e00", "#009e73", "#cc79a7", "#e69f00")
 
@@ -30,7 +32,8 @@ def model_bars(comparison: ModelComparison, correction: str = "fdr", level: floa
     Parameters
     ----------
     comparison : ModelComparison
-        Bars are its scores and dots those of the replicates. Pale: not above zero at `level`.
+        Bars are its scores and dots those of the replicates. Pale: not above zero at `level`; grey: not
+        tested against it. (By shuffled labels, chance instead of zero where unrelated RDMs do not score zero.)
     correction : {"fdr", "bonferroni", "none"}
         Over all pairs of models.
     level : float
@@ -54,13 +57,26 @@ def model_bars(comparison: ModelComparison, correction: str = "fdr", level: floa
     if beside:
         _draw_pairs(beside[0], comparison, correction, level, size)
     ceiling = np.isfinite(np.asarray(comparison.ceiling, float)).any()
-    handles: list[Any] = [Patch(fc=ACCENT, label="above 0"), Patch(fc=PALE, label="not above 0")]
+    tested, untested = tested_against(comparison)
+    handles: list[Any] = []
+    if tested:
+        handles += [Patch(fc=ACCENT, label=f"above {tested}"), Patch(fc=PALE, label=f"not above {tested}")]
+    handles += [Patch(fc=UNTESTED, label="not tested against 0")] if untested else []
     handles += [Patch(fc=BAND, alpha=0.75, label="noise ceiling")] if ceiling else []
     if paired:
         handles.append(Line2D([], [], marker="s", ls="", color=ACCENT, ms=6, label="row above column"))
         handles.append(Line2D([], [], marker="o", ls="", color=MUTED, ms=2.5, label="not told apart"))
-    fig.legend(handles=handles, loc="outside lower right", ncols=len(handles), columnspacing=1.2, handletextpad=0.5)
+    if handles:
+        fig.legend(handles=handles, loc="outside lower right", ncols=len(handles), columnspacing=1.2, handletextpad=0.5)
     return fig
+
+
+def tested_against(comparison: ModelComparison) -> tuple[str, bool]:
+    """What models were tested to be above, "0", "chance" or "" for none of them, and whether any was not tested."""
+    scored = np.isfinite(np.asarray(comparison.scores, float))
+    known = np.isfinite(np.asarray(comparison.p_zero, float))
+    tested = "chance" if comparison.method in NULL_ELSEWHERE else "0"
+    return tested if (scored & known).any() else "", bool((scored & ~known).any())
 
 
 def _draw_bars(ax: Axes, comparison: ModelComparison, scores: np.ndarray, level: float) -> None:
@@ -75,8 +91,8 @@ def _draw_bars(ax: Axes, comparison: ModelComparison, scores: np.ndarray, level:
             0.995, 1.01, "ceiling unknown", transform=ax.transAxes, ha="right", va="bottom", color=MUTED, fontsize=8
         )
     p_zero = np.asarray(comparison.p_zero, float)
-    above = p_zero <= level
-    ax.barh(np.arange(n), np.nan_to_num(scores), height=0.7, color=np.where(above, ACCENT, PALE), zorder=2)
+    colours = np.where(np.isnan(p_zero), UNTESTED, np.where(p_zero <= level, ACCENT, PALE))
+    ax.barh(np.arange(n), np.nan_to_num(scores), height=0.7, color=colours.tolist(), zorder=2)
     bounds = np.asarray(comparison.interval(0.95), float)
     beyond = np.clip(np.nan_to_num(np.stack([scores - bounds[:, 0], bounds[:, 1] - scores])), 0, None)
     ax.errorbar(np.nan_to_num(scores), np.arange(n), xerr=beyond, fmt="none", ecolor=INK, elinewidth=1.3, zorder=4)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pandas as pd
 
+from ..inference.tests import NULL_ELSEWHERE
 from . import inference_figures
 from .parts import Section, ceiling_words, picture
 from .rdm_sections import Evidences
 from .summary import at_peak, averaged, best_layers, layer_name, main_metric, metric_name
+
+if TYPE_CHECKING:
+    from ..inference import ModelComparison
 
 MOST_COMPARED = 40  # models; a grid of more pairs is not read
 _OVER = {
@@ -31,7 +37,7 @@ def comparison_section(evidence: Evidences) -> Section | None:
                 caption += f", mean over {comparison.n_subjects} subjects (dots: each)"
             if comparison.over in _OVER:
                 caption += f". Lines: 95 % intervals for {_OVER[comparison.over]}"
-            caption += ". Pale: not above zero (one-sided p > .05)."
+            caption += f". {_tests(comparison)}".rstrip()
             if np.isfinite(comparison.ceiling).all():
                 caption += " Grey band: between the lower and the upper bound of the noise ceiling."
             if len(comparison.names) > 1 and comparison.over in _OVER:
@@ -49,6 +55,18 @@ def comparison_section(evidence: Evidences) -> Section | None:
     if len(parts) == 1:
         return Section("Models compared", parts[0].pictures)
     return Section("Models compared", parts=parts)
+
+
+def _tests(comparison: ModelComparison) -> str:
+    """What the colours of the bars say."""
+    tested, untested = inference_figures.tested_against(comparison)
+    said = [f"Pale: not above {'zero' if tested == '0' else tested} (one-sided p > .05)."] if tested else []
+    if untested:
+        said.append("Grey bars: not tested against zero" if tested else "No bar is tested against zero")
+        if comparison.method in NULL_ELSEWHERE:
+            said[-1] += ", which is not what unrelated RDMs score by this comparison"
+        said[-1] += "."
+    return " ".join(said)
 
 
 def identification_section(evidence: Evidences) -> Section | None:

@@ -6,7 +6,7 @@ import base64
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -31,6 +31,9 @@ from .summary import (
     metric_name,
     targets,
 )
+
+if TYPE_CHECKING:
+    from ..inference import ModelComparison
 
 MOST_SUBJECTS = 8
 # Columns that stand above the table instead of in it where they are the same in every row.
@@ -67,7 +70,7 @@ def render(tables: list[pd.DataFrame], beside: Sequence[Evidence] = ()) -> str:
     ).get_template("page.html")
     return page.render(
         lede=_lede(table),
-        headlines=list(_all_headlines(scores, geometry)),
+        headlines=list(_all_headlines(scores, geometry, _comparisons(named, evidence))),
         sections=[section for section in sections if section is not None],
         table=_table(table),
         csv="data:text/csv;charset=utf-8;base64," + base64.b64encode(csv_text(table).encode()).decode(),
@@ -105,13 +108,36 @@ def _lede(table: pd.DataFrame) -> str:
     return said + (f", on {_count(int(n_stimuli), 'stimulus', 'stimuli')}." if n_stimuli > 0 else ".")
 
 
-def _all_headlines(scores: pd.DataFrame, geometry: pd.DataFrame) -> Iterator[tuple[str, list[str]]]:
+def _comparisons(
+    named: pd.DataFrame, evidence: Sequence[tuple[pd.DataFrame, Evidence]]
+) -> dict[tuple[str, str], ModelComparison]:
+    """How models compare with each other, by formula and target of the table.
+
+    A comparison beside the tables does not name its region; it belongs to the table where there is only one.
+    """
+    found: dict[tuple[str, str], ModelComparison] = {}
+    rsa = named[is_geometry(named)]
+    for part, one in evidence:
+        for region, comparison in one.comparison.items():
+            rows = rsa if not len(part) else rsa[rsa["formula"].isin(part["formula"]) & (rsa["region"] == region)]
+            if len(part):
+                rows = rows[rows["dataset"].isin(part["dataset"])]
+            keys = list(rows[["formula", "target"]].drop_duplicates().itertuples(index=False, name=None))
+            if len(keys) == 1:
+                found.setdefault(keys[0], comparison)
+    return found
+
+
+def _all_headlines(
+    scores: pd.DataFrame, geometry: pd.DataFrame, comparisons: Mapping[tuple[str, str], ModelComparison]
+) -> Iterator[tuple[str, list[str]]]:
     """Sentences with what they are about, where that is not plain from there being one kind only."""
     for name, part, other in (("Encoding", scores, geometry), ("RSA", geometry, scores)):
         formulas = list(part.groupby("formula", sort=False))
         for formula, rows in formulas:
             heading = name if len(other) or len(formulas) > 1 else ""
-            yield (f"{heading}: {formula}" if len(formulas) > 1 else heading), headlines(rows)
+            on = {target: found for (made, target), found in comparisons.items() if made == formula}
+            yield (f"{heading}: {formula}" if len(formulas) > 1 else heading), headlines(rows, on)
 
 
 def _count(n: int, singular: str, plural: str = "") -> str:

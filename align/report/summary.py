@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+
+if TYPE_CHECKING:
+    from ..inference import ModelComparison
 
 METRIC_NAMES = {
     "r": "Pearson r",
@@ -22,6 +27,9 @@ METRIC_NAMES = {
     "bures": "Bures similarity",
     "riemannian": "Negative Riemannian distance",
 }
+# What `align.rsa` writes into its formula.
+_TRANSFORMED = re.compile(r"RG[TD]M from .*?(?=, (?:mean over|RDM averaged))")
+_DRAWN = re.compile(r"; ci: (?:dual )?bootstrap over ([^;,]+)")
 _MEANS = ["score", "ceiling", "ceiling_low", "normalised"]
 _SINGLE = ["ci_low", "ci_high", "p"]
 _KEYS = ["model", "layer", "target"]
@@ -35,6 +43,28 @@ def is_geometry(table: pd.DataFrame) -> pd.Series:
 def is_timed(table: pd.DataFrame) -> pd.Series:
     """Rows that belong to one window of time, in seconds in the column time; all others are without time."""
     return table["time"].notna() if "time" in table else pd.Series(False, index=table.index)
+
+
+def transforms_of(table: pd.DataFrame) -> str:
+    """The transform that RDMs of a table of RSA went through, "" for none."""
+    return _in_formulas(table, _TRANSFORMED)
+
+
+def drawn_in(table: pd.DataFrame) -> str:
+    """What the intervals of a table of RSA are over: stimuli, subjects or both; "" where there are none."""
+    return _in_formulas(table, _DRAWN)
+
+
+def makings(table: pd.DataFrame) -> list[str]:
+    """What must be known to read scores of RSA: the transform of the RDMs, and what the intervals are over."""
+    transform, drawn = transforms_of(table), drawn_in(table)
+    return ([f"RDMs through {transform}"] if transform else []) + ([f"intervals over {drawn}"] if drawn else [])
+
+
+def _in_formulas(table: pd.DataFrame, pattern: re.Pattern[str]) -> str:
+    formulas = table.loc[is_geometry(table), "formula"].astype(str).unique()
+    found = [match[match.re.groups] for match in map(pattern.search, formulas) if match]
+    return " or ".join(dict.fromkeys(found))
 
 
 def at_peak(table: pd.DataFrame) -> pd.DataFrame:
@@ -123,10 +153,11 @@ def best_layers(mean: pd.DataFrame) -> dict[str, tuple[str, str]]:
     return dict(zip(rows["target"].tolist(), keys, strict=True))
 
 
-def headlines(table: pd.DataFrame) -> list[str]:
+def headlines(table: pd.DataFrame, comparisons: Mapping[str, ModelComparison] | None = None) -> list[str]:
     """One plain sentence per target: its best layer with score, interval, ceiling and share of the ceiling.
 
-    Of scores over time, those at the highest.
+    Of scores over time, those at the highest. With a comparison of the models on a target, the sentence says where
+    the best is told apart from none of the others.
     """
     table = at_peak(table)
     mean = averaged(table)
@@ -134,6 +165,7 @@ def headlines(table: pd.DataFrame) -> list[str]:
     times = dict(zip(targets(table), table["time"], strict=True)) if is_timed(table).all() else {}
     geometry = bool(is_geometry(table).all())
     best = best_layers(mean)
+    transform, drawn = transforms_of(table), drawn_in(table)
     sentences = []
     for target in mean["target"].unique().tolist():
         rows = mean[mean["target"] == target]
@@ -143,14 +175,17 @@ def headlines(table: pd.DataFrame) -> list[str]:
         model, layer = best[target]
         row = rows[(rows["model"] == model) & (rows["layer"] == layer)].iloc[0]
         name = model if layer in ("", model) else f"{model} / {layer}"
-        said = f"The geometry of {target} is best matched" if geometry else f"{target} is best predicted"
+        of = f"The geometry of {target}" + (f" (RDMs through {transform})" if transform else "")
+        said = f"{of} is best matched" if geometry else f"{target} is best predicted"
         mean_of = "mean " if row["n_rows"] > 1 else ""
         said += f" by {name}"
+        said += _not_told_apart((comparisons or {}).get(target), model, layer, metric)
         if target in times:
             said += f", at {times[target]:.3g}\u00a0s"
         said += f": {mean_of}{'R²' if metric == 'r2' else metric} = {short(row['score'])}"
         if math.isfinite(row["ci_low"]):
             said += f" [{short(row['ci_low'])}, {short(row['ci_high'])}]"
+            said += f" over {drawn}" if drawn else ""
         if row["n_rows"] > 1:
             said += f" over {row['n_rows']} {'subjects' if row['n_subjects'] == row['n_rows'] else 'results'}"
             said += f" ({short(row['lowest'])} to {short(row['highest'])})"
@@ -164,6 +199,20 @@ def headlines(table: pd.DataFrame) -> list[str]:
             said += f"; not above chance (p\u00a0=\u00a0{short(row['p'])})"
         sentences.append(said + ".")
     return sentences
+
+
+def _not_told_apart(comparison: ModelComparison | None, model: str, layer: str, metric: str) -> str:
+    """That a comparison tells this model apart from none of the others; "" where it does, or does not know it."""
+    name = " ".join(dict.fromkeys(filter(None, (model, layer))))
+    if comparison is None or comparison.over == "none" or comparison.method != metric or name not in comparison.names:
+        return ""
+    pairs = comparison.pairwise()
+    own = pairs[(pairs["first"] == name) | (pairs["second"] == name)]
+    if not len(own) or (own["p_corrected"] <= 0.05).any():
+        return ""
+    others = "the other model" if len(own) == 1 else f"any of the other {len(own)} models"
+    over = {"both": "stimuli and subjects"}.get(comparison.over, comparison.over)
+    return f", which cannot be told from {others} (over {over}; FDR\u00a05\u00a0%)"
 
 
 def short(value: float) -> str:

@@ -267,10 +267,11 @@ def _in_sample(X: np.ndarray, Y: np.ndarray, x: Components, y: Components, name:
     _check_statistic(statistic)
     full = [side for side, found in (("X", x), ("Y", y)) if found.rank == len(X) - 1]
     if full:
+        spans = "X and Y each span" if len(full) == 2 else f"{full[0]} spans"
         return undefined(
             name,
-            f"{' and '.join(full)} spans all {len(X)} stimuli, so that every canonical correlation is 1; use fewer "
-            f'features, or estimator("{name}") on held-out stimuli',
+            f"{spans} all {len(X)} stimuli, so that every canonical correlation is 1; use fewer features, or "
+            f'estimator("{name}") on held-out stimuli',
         )
     left, rho, right = canonical(x, y)
     if name == "pwcca":

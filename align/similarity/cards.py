@@ -185,7 +185,8 @@ def measure(card: SimilarityCard, estimator: type | None = None) -> Callable[[Me
             sides = {"X": X, "Y": Y} if card.kind == "pair" else {"X": X}
             still = [name for name, side in sides.items() if not np.ptp(side, axis=0).any()]
             if still:
-                return undefined(card.name, f"{' and '.join(still)} does not vary over stimuli")
+                verb = "do" if len(still) > 1 else "does"
+                return undefined(card.name, f"{' and '.join(still)} {verb} not vary over stimuli")
             return _in_range(float(function(X, Y, **options)), card)
 
         _REGISTERED[card.name] = (card, checked, estimator)

@@ -73,6 +73,7 @@ def kernel_analysis(
         Ridge penalties, for "2014".
     resamples : int
         Each holds 80 % of the stimuli of the smallest class, and as many of every other class, without repetition.
+        Drawn by row, so the curve depends on the order of the stimuli, the less the more resamples.
     seed : int
 
     Returns
@@ -167,7 +168,8 @@ def _positive(values: np.ndarray, name: str, least: int = 1) -> np.ndarray:
         name="kernel-analysis",
         title="Kernel analysis, area under the curve of precision against complexity",
         formula="mean over log(1/penalty) of 1 - min_s looe, looe the mean square of (G^-1 Y)_i / (G^-1)_ii over "
-        "stimuli and one-against-rest labels of unit variance, G = exp(-d^2/(2 s^2)) + penalty I; 10 resamples of 80 %",
+        "stimuli and one-against-rest labels of unit variance, G = exp(-d^2/(2 s^2)) + penalty I; 10 resamples of 80 "
+        "%, drawn by row, so the value depends on the order of the stimuli: average over seed",
         citation="Cadieu et al. (2014), PLoS Computational Biology 10:e1003963",
         low=-np.inf,
         high=1.0,
@@ -181,5 +183,9 @@ def _positive(values: np.ndarray, name: str, least: int = 1) -> np.ndarray:
     )
 )
 def kernel_analysis_area(X: np.ndarray, Y: np.ndarray, version: str = "2014", seed: int = 0) -> float:
-    """Area of `kernel_analysis`: how precisely classes are read out, over all complexities."""
+    """Area of `kernel_analysis`: how precisely classes are read out, over all complexities.
+
+    Resamples are drawn by row: the same stimuli in another order give other resamples and another value. Where that
+    matters, average over several values of `seed`, or raise `resamples` of `kernel_analysis`.
+    """
     return kernel_analysis(X, Y, version, seed=seed).area

@@ -328,7 +328,8 @@ def semi_matching(X: np.ndarray, Y: np.ndarray, symmetric: bool = False) -> floa
         name="sparse-prediction",
         title="Prediction of units from few units",
         formula="mean over units of Y of the correlation with their prediction from X, L1-penalised least squares "
-        "fitted to the other folds of the stimuli",
+        "fitted to the other folds of the stimuli; folds are drawn by row, so the value depends on the order of the "
+        "stimuli: average over seed",
         citation="Li et al. (2016), ICLR, arXiv 1511.07543",
         low=-1.0,
         high=1.0,
@@ -344,6 +345,9 @@ def semi_matching(X: np.ndarray, Y: np.ndarray, symmetric: bool = False) -> floa
 )
 def sparse_prediction(X: np.ndarray, Y: np.ndarray, penalty: float = 0.1, folds: int = 5, seed: int = 0) -> float:
     """Cross-validated `SparsePrediction` of the units of Y from those of X.
+
+    Folds are drawn by row: the same stimuli in another order fall into other folds and give another value. Where that
+    matters, average over several values of `seed`.
 
     Parameters
     ----------

@@ -283,7 +283,7 @@ def bures(X: np.ndarray, Y: np.ndarray, distance: str | None = None) -> float:
 @measure(
     SimilarityCard(
         name="permutation",
-        title="Permutation metric: one unit of X to one unit of Y",
+        title="Permutation distance: one unit of X to one unit of Y",
         formula="arccos max_P <Xc P, Yc> / (|Xc| |Yc|) over permutations P, the smaller side padded with zeros; "
         "a metric among representations with as many units",
         citation="Williams et al. (2021), NeurIPS 34:4738",

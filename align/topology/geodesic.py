@@ -30,6 +30,8 @@ ZERO_EDGES = ("keep", "drop")
 UNREACHABLE = ("nan", "max")
 # Ranks are evenly spaced, so many paths are equally long; they must tie whatever the order in which they were summed.
 DECIMALS = 12
+# How an RDM gets edges.
+_MEND = {"two-step": "Raise upper", "p-shortest": "Raise p", "k-nearest": "Raise k"}
 
 
 def rgdm(
@@ -91,7 +93,8 @@ def rgdm(
     -----
     UserWarning
         Once for each: RDMs whose zero edges join all stimuli, so that every distance is 0 (`lower` is too high for
-        geodesics); unreachable pairs made NaN; constant RDMs made NaN.
+        geodesics); unreachable pairs made NaN; constant RDMs made NaN; with
+        unreachable="max", RDMs without any edge made NaN.
 
     Raises
     ------
@@ -110,6 +113,15 @@ def rgdm(
     lengths, collapsed = geodesics(place(vectors, threshold), graph)
     values = reached(lengths, unreachable, ranked)
     warn_constant(vectors, lengths)
+    known = ~np.isnan(lengths)
+    edgeless = known.any(1) & (np.isinf(lengths) == known).all(1)
+    if edgeless.any() and unreachable == "max":
+        values[edgeless] = np.nan  # ranked, all would tie
+        warnings.warn(
+            f"{edgeless.sum()} of {len(vectors)} RDMs are NaN: none of their pairs is an edge, so they have no "
+            f"greatest distance. {_MEND[variant]}" + (", or take zero_edges='keep'." if zero_edges == "drop" else "."),
+            stacklevel=2,
+        )
     if collapsed.any():
         warnings.warn(
             f"all geodesic distances of {collapsed.sum()} of {len(vectors)} RDMs are 0: the pairs at length zero join "
@@ -118,10 +130,9 @@ def rgdm(
         )
     lost = np.isinf(lengths).sum()
     if lost and unreachable == "nan":
-        known = (~np.isnan(lengths)).sum()
         warnings.warn(
-            f"{lost / known:.1%} of the pairs in {np.isinf(lengths).any(1).sum()} of {len(vectors)} RDMs are NaN: no "
-            "path joins them. Join more pairs, or unreachable='max' puts them at the greatest distance.",
+            f"{lost / known.sum():.1%} of the pairs in {np.isinf(lengths).any(1).sum()} of {len(vectors)} RDMs are "
+            "NaN: no path joins them. Join more pairs, or unreachable='max' puts them at the greatest distance.",
             stacklevel=2,
         )
     return like(rdms, values, graph.label + ("-ranked" if ranked else ""))

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from ..report.style import INK, MUTED, SCORES, ink_on, styled
-from .identification import UNTRANSFORMED
+from .identification import UNTRANSFORMED, best_cell
 
 if TYPE_CHECKING:
     from .identification import Identification
@@ -44,10 +44,16 @@ def heat_map(identification: Identification, ax: Any = None) -> Any:
     cells.set_clim(low, high if high > low else low + 1e-3)
     ax.add_collection(cells)
     _outline_types(ax, table, lower, upper, size)
-    best = int(np.nanargmax(accuracy))
-    ring = ink_on(SCORES(cells.norm(accuracy[best])))
+    best, n_best = best_cell(table)
+    ring = ink_on(SCORES(cells.norm(best["accuracy"])))
     ax.plot(
-        lower[best], upper[best], "o", markersize=7, markerfacecolor="none", markeredgecolor=ring, markeredgewidth=1.2
+        best["lower"],
+        best["upper"],
+        "o",
+        markersize=7,
+        markerfacecolor="none",
+        markeredgecolor=ring,
+        markeredgewidth=1.2,
     )
     ax.set_xlim(lower.min() - size, lower.max() + 2 * size)
     ax.set_ylim(upper.min() - size, upper.max() + 2 * size)
@@ -56,9 +62,9 @@ def heat_map(identification: Identification, ax: Any = None) -> Any:
     ax.set_ylabel(f"upper threshold{unit}")
     name = settings.get("transform", "")
     ax.set_title(f"{settings.get('by', 'region')} identified" + (f" ({name})" if name else ""), pad=20)
+    place = f"{n_best} cells, the first" if n_best > 1 else f"({best['lower']:g}, {best['upper']:g}),"
     ax.annotate(
-        f"best {accuracy[best]:.3f} at ({lower[best]:g}, {upper[best]:g}), circled; untransformed RDMs {baseline:.3f}; "
-        f"chance {chance:.3f}",
+        f"best {best['accuracy']:.3f} at {place} circled; untransformed RDMs {baseline:.3f}; chance {chance:.3f}",
         (0, 1),
         (0, 6),
         xycoords="axes fraction",

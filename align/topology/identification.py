@@ -61,7 +61,7 @@ def descriptor_type(lower: float, upper: float) -> str:
     return "intermediate"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Identification:
     """How often RDMs are assigned to their own region or layer, per cell of a grid of thresholds.
 
@@ -96,7 +96,10 @@ class Identification:
     def summary(self) -> str:
         """What was identified how well, in words and one table."""
         s = self.settings
-        best = self.table.iloc[int(np.argmax(self.table["accuracy"].fillna(-1)))]
+        best, n_best = best_cell(self.table)
+        where = f"({best['lower']:g}, {best['upper']:g})"
+        if n_best > 1:
+            where = f"{n_best} of them, the first {where}"
         nearest = "Euclidean distance to the mean" if s["rule"] == "centroid" else "correlation with the mean"
         lines = [
             f"Identification of {len(self.classes)} values of {s['by']!r} across {s['n_subjects']} of {s['over']!r}, "
@@ -105,11 +108,14 @@ class Identification:
             _aligned(self.by_type),
             "",
             f"chance {self.table['chance'].iloc[0]:.3f}; best of {len(self.table)} cells: {best['accuracy']:.3f} at "
-            f"({best['lower']:g}, {best['upper']:g}), picked on these data and so optimistic.",
+            f"{where}, picked on these data and so optimistic.",
         ]
         if s["bootstrap"]:
             lines.append(f"Intervals: 95 % over {s['over']}s and stimuli, {s['bootstrap']} bootstrap samples.")
         return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return self.summary()
 
     def plot(self, ax: Any = None) -> Any:
         """Heat map of the accuracy over lower and upper thresholds, types of descriptors outlined.
@@ -126,6 +132,14 @@ class Identification:
         from .heat_map import heat_map
 
         return heat_map(self, ax)
+
+
+def best_cell(table: pd.DataFrame) -> tuple[pd.Series, int]:
+    """The first cell with the highest accuracy, and how many have it."""
+    accuracy = table["accuracy"].fillna(-1).to_numpy(float)
+    # Shares of as many RDMs are equal, whatever the order they were summed in.
+    best = np.flatnonzero(accuracy >= accuracy.max() - 1e-9)
+    return table.iloc[int(best[0])], len(best)
 
 
 def identify(

@@ -1,6 +1,7 @@
 """Models compared with brains: the numbers of the parts, the tests, and what happens at the edges."""
 
 import warnings
+from dataclasses import replace
 
 import matplotlib as mpl
 import numpy as np
@@ -28,6 +29,7 @@ from neuralign.align.inference.dual import variance_of_differences
 from neuralign.align.multiple import fdr
 from neuralign.align.rdm_models import FixedRDM, InterpolatedRDM, SelectedRDM, WeightedRDM
 from neuralign.datasets.rdms import RDMs
+from neuralign.tables import pairs as pairs_in_words
 
 N = 16
 IDS = [f"s{k:02d}" for k in range(N)]
@@ -201,6 +203,66 @@ def test_p_values_by_permutation(models, brain):
     assert found.p_zero[0] == 0.01 and found.p_zero[2] > 0.05
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_no_t_test_against_zero_where_unrelated_rdms_do_not_score_zero(method):
+    """Cosines of unrelated dissimilarities are far above 0: t rejects whatever the model. Shuffles know their null."""
+    rng = np.random.default_rng(0)
+    models = rng.uniform(1, 2, size=(2, 66))
+    brain = np.stack([pdist(rng.normal(size=(12, 30)), "sqeuclidean") for _ in range(6)])
+    found = compare_models(models, brain, method, over="subjects", bootstrap=20)
+    without = method in ("cosine", "cosine-whitened", "bures", "riemannian")
+    assert np.isnan(found.p_zero).all() if without else np.isfinite(found.p_zero).all()
+    assert (f"p is NaN: by {method} unrelated RDMs do not score 0" in found.summary()) == without
+    np.testing.assert_array_equal(found.to_frame()["p"], found.p_zero)
+    if without:
+        assert np.isfinite(found.pairwise()["p"]).all() and np.isfinite(found.p_ceiling).all()
+        shuffled = compare_models(
+            np.concatenate([models, brain.mean(0)[None]]), brain, method, over="none", permutations=99
+        )
+        assert (shuffled.p_zero[:2] > 0.05).all() and shuffled.p_zero[2] == 0.01
+        assert "p is NaN" not in shuffled.summary()
+
+
+def test_a_signed_rank_of_one_subject_is_nan(models, brain):
+    with pytest.warns(UserWarning, match="the ceiling needs at least two subjects"):
+        found = compare_models([models, models[[0]]], brain[:1], "pearson", over="none")
+    assert np.isnan(found.pairwise(test="signed-rank")["p"]).all()
+
+
+def test_a_layer_of_the_name_of_its_model_is_named_once(models, brain):
+    table = pd.DataFrame({"model": ["pixels", "net", "gist"], "layer": ["pixels", "conv1", ""]})
+    stack = RDMs(models.vectors, IDS, table)
+    assert compare_models(stack, brain, over="none").names == ["pixels", "net conv1", "gist"]
+
+
+def test_number_of_pairs_in_words(models, brain):
+    far = compare_models(models[[0, 2]], brain, "pearson", over="subjects", bootstrap=50)
+    assert far.summary().endswith("The two models differ (p <= .05).")
+    assert "the two models are told apart (over subjects; FDR 5 %)" in pairs_in_words(far, "V1")
+    twins = compare_models([models[[0]], models[[0]]], brain, "pearson", over="subjects", bootstrap=50)
+    assert twins.summary().endswith("The two models are not told apart (p <= .05).")
+    assert "the two models are not told apart (over subjects; FDR 5 %)" in pairs_in_words(twins, "V1")
+    one = [True, False, False]
+    fixed = pd.DataFrame(
+        {"first": "a", "second": "b", "difference": 0.1, "se": 0.1, "p": 0.01, "p_corrected": 0.01}, index=range(3)
+    ).assign(p_corrected=np.where(one, 0.01, 0.5))
+    three = compare_models(models, brain, "pearson", over="subjects", bootstrap=50)
+    object.__setattr__(three, "pairwise", lambda *_: fixed)
+    assert "1 of 3 pairs of models differs (p <= .05, correction: fdr)" in three.summary()
+    assert "1 of 3 pairs of models is told apart" in pairs_in_words(three, "V1")
+
+
+def test_a_p_of_the_ceiling_says_on_which_side_models_lie(models, brain):
+    """A model of the truth beats the mean of the other subjects, and its small p is no shortfall."""
+    found = compare_models(models, brain, over="subjects", bootstrap=50)
+    above = (found.scores > found.ceiling[0]).sum()
+    low = f"{found.ceiling[0]:.3f}"
+    assert f"p_ceiling: two-sided, against the lower bound {low}; {above} of 3 models lie" in found.summary()
+    beyond = replace(found, ceiling=found.ceiling - 2)
+    assert "3 of 3 models lie above it." in beyond.summary()
+    assert "p_ceiling:" not in compare_models(models, brain, over="none").summary()
+
+
 def test_frame_and_summary(models, brain):
     found = compare_models(models, brain, "rho-a", bootstrap=50)
     frame = found.to_frame()
@@ -305,7 +367,7 @@ def test_unknown_pairs_and_stimuli(models, brain):
 def test_comparisons_of_kernels_go_over_subjects(method, models, brain):
     few = IDS[:8]
     found = compare_models(models.reorder(few), brain.reorder(few), method, over="subjects", bootstrap=10)
-    assert np.isfinite(found.to_frame().drop(columns="model")).all(axis=None)
+    assert np.isfinite(found.to_frame().drop(columns=["model", "p"])).all(axis=None)
     for over in ("stimuli", "both"):
         with pytest.raises(ValueError, match=f"method='{method}'.*over='subjects'"):
             compare_models(models, brain, method, over=over)

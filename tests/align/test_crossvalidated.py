@@ -289,6 +289,19 @@ def test_labels_and_folds_must_fit():
         fold_means(np.ones((4, 2)), list("abca"), np.ones(5))
 
 
+@pytest.mark.parametrize("missing", [None, np.nan])
+@pytest.mark.parametrize("argument", ["labels", "folds"])
+def test_presentations_without_a_stimulus_or_fold_are_counted(argument, missing):
+    given = {"labels": list("abab"), "folds": list("xxyy")}
+    given[argument] = [given[argument][0], missing, missing, given[argument][3]]
+    with pytest.raises(ValueError, match=rf"{argument} is missing \(NaN or None\) for 2 of 4 .*notna\({argument}\)"):
+        fold_means(np.ones((4, 2)), **given)
+    numbers = {"labels": np.array([0, 1, 0, 1.0]), "folds": np.array([0, 0, 1, 1.0])}
+    numbers[argument][1] = np.nan
+    with pytest.raises(ValueError, match=f"{argument} is missing"):
+        fold_means(np.ones((4, 2)), **numbers)
+
+
 # ---------------------------------------------------------------------------------------------------- Poisson
 
 

@@ -294,7 +294,15 @@ def test_a_graph_without_edges():
     d = 1 + vectors(1)
     with pytest.warns(UserWarning, match="100.0% of the pairs in 1 of 1 RDMs are NaN"):
         assert np.isnan(rgdm(d, 0, 0.5, threshold="absolute")).all()
-    assert np.isnan(rgdm(d, 0, 0.5, threshold="absolute", unreachable="max")).all()
+    for ranked in (False, True):
+        stack = np.concatenate([d, (d - d.min()) / d.max()])
+        with pytest.warns(
+            UserWarning, match="1 of 2 RDMs are NaN: none of their pairs is an edge.*Raise upper"
+        ) as caught:
+            found = rgdm(stack, 0, 0.5, threshold="absolute", unreachable="max", ranked=ranked)
+        assert len(caught) == 1 and np.isnan(found[0]).all() and np.isfinite(found[1]).all()
+    with pytest.warns(UserWarning, match="1 of 1 RDMs are NaN.*zero_edges='keep'"):
+        assert np.isnan(rgdm(d, 1, 1, threshold="absolute", zero_edges="drop", unreachable="max")).all()
 
 
 def test_unknown_pairs_have_no_edge_and_stay_unknown():

@@ -257,6 +257,17 @@ def test_frame_and_summary():
     assert "bootstrap" not in identify(regions(), grid=CELLS).summary()
 
 
+def test_cells_that_tie_for_best_are_counted():
+    found = identify(regions(noise=0.1), grid=CELLS)
+    assert (found.table["accuracy"] == 1).all()
+    assert repr(found) == found.summary()
+    assert "best of 4 cells: 1.000 at 4 of them, the first (0, 1), picked" in repr(found)
+    words = [text.get_text() for text in found.plot().axes[0].texts]
+    assert any("best 1.000 at 4 cells, the first circled; untransformed" in word for word in words)
+    alone = identify(regions(noise=0.1), grid=CELLS[1:2])
+    assert "1.000 at (0.2, 0.8), picked" in alone.summary()
+
+
 @pytest.mark.parametrize("grid", [None, CELLS, [(0.0, 1.0)]])
 def test_heat_map(grid):
     mpl.use("Agg")
@@ -270,6 +281,9 @@ def test_heat_map(grid):
     np.testing.assert_allclose(ax.collections[0].get_array(), found.table["accuracy"])
     assert "lower" in ax.get_xlabel() and "upper" in ax.get_ylabel() and "region" in ax.get_title(loc="left")
     words = [text.get_text() for text in ax.texts]
+    best = found.table["accuracy"].argmax()
+    circle = next(line for line in ax.lines if line.get_marker() == "o")
+    assert circle.get_xydata()[0].tolist() == found.table[["lower", "upper"]].iloc[best].tolist()
     assert any(f"{found.table['accuracy'].max():.3f} at" in word for word in words)
     assert ("topology-sensitive" in words) == (grid is None)
     own, mine = plt.subplots()

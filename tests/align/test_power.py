@@ -1,5 +1,8 @@
 """Simulated experiments have the geometry and noise that they say, and power moves as it must."""
 
+import re
+import warnings
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -103,6 +106,50 @@ def test_sizes_are_simulated_on_their_own_and_seeds_repeat():
     assert not alone["score"].equals(rsa_power(models(), 0, 4, 12, 1.0, seed=6, **options)["score"])
     arrays = rsa_power(models().vectors, 0, 4, 12, 1.0, seed=5, **options)
     np.testing.assert_allclose(arrays["power"], alone["power"])
+
+
+def test_no_power_against_zero_where_zero_is_not_chance():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        table = rsa_power(models(), 0, 4, 12, 1.0, 3, "cosine", n_channels=10, bootstrap=20)
+    above = table["test"] == "above-zero"
+    assert table.loc[above, ["power", "se"]].isna().all(axis=None) and above.sum() == 3
+    assert table.loc[~above, ["power", "se", "score"]].notna().all(axis=None)
+
+
+def test_experiments_without_a_score_are_left_out_of_rates():
+    """A category model has no value in draws that miss its category; the others keep all experiments."""
+    true, _, far = models().vectors
+    category = pdist((np.arange(N) < 3)[:, None].astype(float))
+    stack = RDMs(np.stack([true, category, far]), IDS, pd.DataFrame({"label": ["true", "category", "far"]}))
+    options = {"noise": 0.5, "n_simulations": 12, "method": "pearson", "over": "subjects", "bootstrap": 30}
+    with pytest.warns(UserWarning) as caught:
+        table = rsa_power(stack, "true", 6, 6, **options)
+    assert len(caught) == 1 and caught[0].filename == __file__
+    said = re.match(r"of 12 experiments (\d+) lack a score or p of some model", str(caught[0].message))
+    assert f"{said[1]} warned, the first: 6 of 18 comparisons are NaN" in str(caught[0].message)
+    known = 12 - int(said[1])
+    assert 0 < known < 12
+    rows = table.set_index(["test", "model"])
+    assert rows.loc[("highest", "true"), "power"] == 1 and rows.loc[("highest", "category"), "power"] == 0
+    for test in ("above-zero", "below-best", "below-ceiling"):
+        found = rows.loc[(test, "category")]
+        assert found["power"] * known == pytest.approx(round(found["power"] * known))
+        assert found["se"] == pytest.approx(np.sqrt(found["power"] * (1 - found["power"]) / known))
+    assert rows.loc[("below-ceiling", "category"), "power"] == 1
+    assert rows.loc[("below-best", "category"), "power"] == 1
+    assert rows["score"].notna().all()
+    with pytest.warns(UserWarning, match="of 12 experiments 12 lack a score"):
+        empty = rsa_power(RDMs(np.stack([true, np.ones_like(true)]), IDS), stack[0], 6, 12, **options)
+    rows = empty.set_index(["test", "model"])
+    assert rows.xs("model 2", level="model")[["power", "se", "score"]].isna().all(axis=None)
+    assert rows.loc[("highest", "model 1"), "power"] == 1
+
+
+def test_tests_without_resamples_have_no_power():
+    table = rsa_power(models(), 0, 4, 12, 1.0, 3, "pearson", over="none", n_channels=10)
+    assert table.loc[table["test"] != "highest", "power"].isna().all()
+    assert table.loc[table["test"] == "highest", "power"].notna().all()
 
 
 def test_models_with_parameters():

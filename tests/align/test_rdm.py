@@ -670,3 +670,9 @@ def test_memory_is_flat_over_a_thousand_calls():
 
 def test_methods_are_all_tested():
     assert {*PLAIN, "mahalanobis", "crossnobis", "poisson", "poisson-cv"} == set(METHODS)
+
+
+def test_rdms_are_no_patterns():
+    made = rdm(np.random.default_rng(0).normal(size=(5, 4)))
+    with pytest.raises(ValueError, match="X holds 1 RDMs that are made already; .*align.compare"):
+        rdm(made)

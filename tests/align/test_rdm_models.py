@@ -1,4 +1,5 @@
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.optimize import minimize_scalar, nnls
 from scipy.spatial.distance import squareform
@@ -178,6 +179,18 @@ def test_fit_is_pure_and_predicts_by_id(data):
         fitted.predict(ids[::-1]), RDMs(fitted.predict(), ids).reorder(ids[::-1]).vectors[0], rtol=1e-12
     )
     np.testing.assert_allclose(FixedRDM(RDMs(x[:1], ids)).predict(ids[:5]), RDMs(x, ids).reorder(ids[:5]).vectors[0])
+
+
+def test_a_fixed_model_goes_by_the_table_of_its_rdm(data):
+    x, _ = data
+    ids = [f"s{k}" for k in range(N)]
+    layers = pd.DataFrame({"model": ["pixels", "net", "", ""], "layer": ["pixels", "conv1", "", ""]})
+    rdms = RDMs(x, ids, layers)
+    assert [FixedRDM(rdms[k]).name for k in range(3)] == ["pixels", "net conv1", "FixedRDM"]
+    assert FixedRDM(RDMs(x[:1], ids, pd.DataFrame({"label": ["mine"]}))).name == "mine"
+    assert FixedRDM(rdms[0], "given").name == "given"
+    assert FixedRDM(RDMs(x[:1], ids)).name == FixedRDM(x[:1]).name == "FixedRDM"
+    assert WeightedRDM(rdms).name == "WeightedRDM"
 
 
 def test_bad_input(data):

@@ -1,5 +1,7 @@
 """Figures and sections about models against each other, thresholds, time, and maps from layer to layer."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,6 +15,7 @@ from neuralign.align.report import inference_figures, rdm_figures, summary
 from neuralign.align.report.geometry import classical_mds, onto
 from neuralign.align.report.inference_sections import comparison_section
 from neuralign.align.report.rdm_sections import layer_section
+from neuralign.align.report.summary import headlines
 from neuralign.align.rsa import rsa
 from neuralign.align.score import Evidence, Score, tabulate
 from neuralign.align.topology import identify
@@ -125,6 +128,32 @@ def test_a_model_without_a_score_is_named_as_such(models, brain):
     fig = inference_figures.model_bars(found)
     fig.canvas.draw()
     assert " not scored" in [text.get_text() for text in fig.axes[0].texts]
+
+
+@pytest.mark.parametrize(("method", "permutations"), [("cosine", 0), ("cosine", 20), ("rho-a", 0)])
+def test_bars_that_are_not_tested_are_neutral(models, brain, method, permutations):
+    over = "subjects" if method == "cosine" else "none"
+    found = compare_models(models, brain, method, over=over, bootstrap=10, permutations=permutations)
+    fig = inference_figures.model_bars(found)
+    colours = {to_hex(bar.get_facecolor()) for bar in fig.axes[0].containers[0]}
+    words = [text.get_text() for text in fig.legends[0].get_texts()]
+    [shown] = comparison_section([(pd.DataFrame(), Evidence(comparison={"IT": found}))]).pictures
+    if permutations:
+        assert inference_figures.UNTESTED not in colours
+        assert words[:2] == ["above chance", "not above chance"] and "not tested against 0" not in words
+        assert "Pale: not above chance" in shown.caption and "tested against zero" not in shown.caption
+    else:
+        assert colours == {inference_figures.UNTESTED}
+        assert "not tested against 0" in words and not any("above 0" in word for word in words)
+        assert "No bar is tested against zero" in shown.caption and "Pale" not in shown.caption
+        assert ("which is not what unrelated RDMs score" in shown.caption) == (method == "cosine")
+
+
+def test_one_model_without_a_score_or_ceiling_needs_no_legend(models, brain):
+    vectors = np.full_like(models.vectors[:1], np.nan)
+    with pytest.warns(UserWarning):
+        found = compare_models(RDMs(vectors, IDS), brain[0], over="none")
+    assert not inference_figures.model_bars(found).legends
 
 
 def test_heat_map_and_means_by_type(identification):
@@ -245,6 +274,38 @@ def test_page_takes_comparisons_and_identifications_beside_tables(tmp_path, comp
         align.report([comparison], tmp_path / "r.html")
     with pytest.raises(ValueError, match=r"results\[1\] is a dict"):
         align.report([comparison, {}], tmp_path / "r.html")
+
+
+def test_headlines_say_what_was_done_and_where_the_best_is_told_from_none(models, brain):
+    table = rsa(models[4:], brain, over="both", topology=(0.2, 0.7), compare="pearson", bootstrap=50, permutations=0)
+    [made] = table.attrs["evidence"].comparison.values()
+    said = "The geometry of IT (RDMs through RGTM from 0.2 to 0.7) is best matched by "
+    apart = replace(made, difference_variance=made.difference_variance * 1e-9)
+    level = replace(made, difference_variance=made.difference_variance * 1e9)
+    [bare], [without], [told] = (headlines(table, given) for given in (None, {"IT": apart}, {"IT": level}))
+    assert bare == without and bare.startswith(said) and "] over stimuli and subjects, ceiling" in bare
+    assert "cannot be told" not in bare
+    words = ", which cannot be told from the other model (over stimuli and subjects; FDR\u00a05\u00a0%): pearson"
+    assert words in told
+    # Of another comparison or of other models it says nothing.
+    for other in (replace(level, method="cosine"), replace(level, names=["a", "b"]), replace(level, over="none")):
+        assert headlines(table, {"IT": other}) == [bare]
+    stimuli = rsa(models[4:], brain, compare="pearson", bootstrap=50, permutations=0)
+    assert "] over stimuli, ceiling" in headlines(stimuli)[0] and "RDMs through" not in headlines(stimuli)[0]
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_page_hands_comparisons_to_its_headlines(tmp_path, models, brain, beside):
+    table = rsa(models, brain, over="both", bootstrap=50, permutations=0)
+    [made] = table.attrs["evidence"].comparison.values()
+    level = replace(made, difference_variance=made.difference_variance * 1e9)
+    table.attrs["evidence"] = replace(table.attrs["evidence"], comparison={} if beside else {"IT": level})
+    text = align.report([table, level] if beside else table, tmp_path / "r.html").read_text()
+    assert "which cannot be told from any of the other 5 models" in text
+    twice = pd.concat([table.assign(region="IT"), table.assign(region="V1")])
+    twice.attrs["evidence"] = table.attrs["evidence"]
+    text = align.report([twice, level] if beside else twice, tmp_path / "r.html").read_text()
+    assert text.count("which cannot be told from") == (0 if beside else 1)
 
 
 def test_several_regions_are_parts_of_one_section(comparison):

@@ -11,7 +11,7 @@ from neuralign.align.compare import METHODS, compare, rsa_ceiling
 from neuralign.align.inference import ModelComparison, compare_models
 from neuralign.align.multiple import fdr
 from neuralign.align.rdm import rdm
-from neuralign.align.rdm_models import WeightedRDM
+from neuralign.align.rdm_models import FixedRDM, InterpolatedRDM, SelectedRDM, WeightedRDM
 from neuralign.align.rsa import model_comparison, rsa
 from neuralign.align.rsa_sides import Topology
 from neuralign.align.topology import rgdm, rgtm
@@ -320,6 +320,43 @@ def test_topology_and_whitening_reach_the_comparison(latent, features):
     model = rgtm(rdm(features, "sqeuclidean"), 0.1, 0.9)
     replicates = rgtm(rdm(brain, "crossnobis", folds="run"), 0.1, 0.9)
     np.testing.assert_allclose(found.scores, compare(model, replicates, "pearson").mean(1), atol=1e-9)
+
+
+def test_topology_transforms_every_rdm_of_a_model_before_the_fit(latent, features):
+    """Models over more stimuli than the brain, in another order, among features and in the order given."""
+    brain = recording(latent).select(region="IT", stimulus=IDS[:14])
+    parts = rdm(features).reorder(IDS[::-1])
+    given = [WeightedRDM(parts, name="sum"), features, FixedRDM(parts[1], "late"), SelectedRDM(parts, "best"),
+             InterpolatedRDM(parts, "path")]  # fmt: skip
+    options = {"compare": "pearson", "over": "subjects", "bootstrap": 20, "seed": 0}
+    found = model_comparison(given, brain, topology=(0.2, 0.7), **options)
+    assert found.names == ["sum", "net early", "net late", "late", "best", "path"]
+    ready = rgtm(parts.reorder(IDS[:14]), 0.2, 0.7)
+    expected = compare_models(
+        [WeightedRDM(ready), ready, FixedRDM(ready[1], "one"), SelectedRDM(ready), InterpolatedRDM(ready)],
+        rgtm(rdm(brain), 0.2, 0.7),
+        "pearson",
+        over="subjects",
+        bootstrap=20,
+        seed=0,
+    )
+    np.testing.assert_allclose(found.per_subject, expected.per_subject, atol=1e-9)
+    assert found.scores[2] == pytest.approx(found.scores[3], abs=1e-12)
+    plain = model_comparison([given[2], features], brain, **options)
+    assert plain.names == ["late", "net early", "net late"] and abs(plain.scores[0] - found.scores[3]) > 1e-3
+    assert given[0].weights is None and given[2].vectors.shape == (1, 120)  # left as they are
+
+
+def test_constant_rdms_of_models_are_counted_once(latent, features):
+    flat = RDMs(np.ones((1, 120)), IDS)
+    with pytest.warns(UserWarning) as caught:
+        model_comparison(
+            [FixedRDM(flat, "flat"), flat, features],
+            recording(latent).select(region="IT"),
+            topology=(0.2, 0.8),
+            over="none",
+        )
+    assert sum("2 of 4 RDMs are NaN: all their" in str(one.message) for one in caught) == 1
 
 
 def test_one_model_and_one_rdm(latent, features):

@@ -195,7 +195,7 @@ def test_peak_is_of_the_mean_over_rows_of_one_time():
 def test_terminal_shows_the_peak_only(table):
     text = readable(table)
     title, header, *body = text.splitlines()
-    assert title.endswith("(* best; at the time of the highest score of each region)")
+    assert title.endswith("(* best; at the time of the highest score of each region; intervals over stimuli)")
     assert "time (s)" in header and len(body) == 4
 
 

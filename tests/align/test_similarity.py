@@ -1,6 +1,7 @@
 """Every measure is held to every promise of its card, and the checks themselves are shown to see a false one."""
 
 import itertools
+import re
 import warnings
 
 import numpy as np
@@ -457,6 +458,27 @@ def test_the_checks_pass_right_flags():
     check_invariances(plain_card(invariances=RIGHT), pearson_of_rdms)
     check_invariances(plain_card(invariances=frozenset({"orthogonal", "isotropic-scaling"})), cosine_after_rotation)
     check_symmetry(plain_card(), linear_cka)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_value_that_depends_on_the_order_of_stimuli_says_so(name):
+    """Folds and draws by row: the card says what to average over, and the options have it."""
+    X, Y = inputs(card(name), np.random.default_rng(0), 40, 6, 5)
+    order = np.random.default_rng(1).permutation(40)
+    depends = not np.isclose(similarity(name, X, Y), similarity(name, X[order], Y[order]), rtol=0, atol=1e-8)
+    assert depends == ("depends on the order of the stimuli: average over seed" in card(name).formula)
+    if depends:
+        assert similarity(name, X, Y, seed=0) != similarity(name, X, Y, seed=1)
+
+
+def test_only_a_metric_is_called_one():
+    called = [name for name in NAMES if re.search(r"\bmetric\b", card(name).title.lower())]
+    assert all(card(name).metric for name in called)
+
+
+def test_two_sides_without_variance_are_named_together():
+    with pytest.warns(UserWarning, match="'cka' is NaN: X and Y do not vary over stimuli"):
+        assert np.isnan(similarity("cka", np.ones((5, 2)), np.ones((5, 3))))
 
 
 def test_centring_leaves_nothing_of_constant_features_and_keeps_digits_at_an_offset():

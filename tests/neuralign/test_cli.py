@@ -374,6 +374,16 @@ def test_out_writes_what_is_shown(cli, saved, tmp_path, command):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x.csv", "x.h5", "x.json"]
 
 
+def test_out_may_be_repeated(cli, failing, saved, tmp_path):
+    code, _, err = cli("rsa", "pixels", saved, *NO_RESAMPLING, "--out", "x.csv", "--out", "x.h5")
+    assert code == 0 and err.splitlines()[-2:] == ["wrote x.csv", "wrote x.h5"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.csv", "x.h5"]
+    assert "suffix of --out='.txt'" in failing("rsa", "pixels", saved, "--out", "y.txt", "--out", "y.csv")
+    for command in (["report", "x.h5"], ["demo"]):
+        assert "--out is given 2 times; expected one page" in failing(*command, "--out", "a.html", "--out", "b.html")
+    assert cli("report", "x.h5")[:2] == (0, "report.html\n")
+
+
 def test_out_writes_a_page_as_report_does(cli, saved, tmp_path):
     rsa = ("rsa", "pixels", saved, *NO_RESAMPLING)
     assert cli(*rsa, "--out", "direct.html")[0] == 0
@@ -454,8 +464,9 @@ def test_models_are_compared_over_both(cli, group):
     assert code == 0, err
     scores, pairs = out.split("\n\n")
     assert scores.startswith("group of 3: rho-a, 40 stimuli")
+    assert scores.splitlines()[0].endswith("(* best; intervals over stimuli and subjects)")
     title, header, *body = pairs.splitlines()
-    assert re.fullmatch(r"V: \d of 3 pairs of models are told apart \(over stimuli and subjects; FDR 5 %\)", title)
+    assert re.fullmatch(r"V: \d of 3 pairs of models (are|is) told apart \(over stimuli and subjects; FDR 5 %\)", title)
     assert rows(header)[0] == ["first", "second", "difference", "se", "p", "corrected"] and len(body) == 3
     code, out, _ = cli("rsa", "pixels", group, "--over", "subjects", "--no-controls", *QUICK)
     assert code == 0 and out.endswith("V: one model, nothing to compare it with\n")
@@ -473,6 +484,41 @@ def test_pairs_of_many_models_are_listed_where_they_are_told_apart():
     apart = made.pairwise()["p_corrected"] <= 0.05
     assert title.startswith(f"V1: {apart.sum()} of 36 pairs") and 0 < apart.sum() < 36
     assert len(body) == apart.sum() and all("*" in line for line in body)
+
+
+def test_titles_say_how_rdms_were_transformed_and_what_was_drawn(cli, group):
+    for chosen, words in (
+        ([*QUICK], "(* best; intervals over stimuli)"),
+        (["--over", "subjects", *QUICK], "(* best; intervals over subjects)"),
+        (["--topology", "0.2,0.8", *NO_RESAMPLING], "(* best; RDMs through RGTM from 0.2 to 0.8)"),
+        (
+            ["--topology", "0.2,0.8", "--transform", "rgdm", "--subjects", "average", *QUICK],
+            "(* best; RDMs through RGDM from 0.2 to 0.8; intervals over stimuli)",
+        ),
+    ):
+        code, out, err = cli("rsa", "pixels", group, "--no-controls", *chosen)
+        assert code == 0 and out.splitlines()[0].endswith(words), (out, err)
+
+
+@pytest.mark.parametrize("options", [["--bootstrap", "0"], ["--bootstrap", "20", "--over", "subjects"]])
+def test_comparisons_of_whole_kernels_run_as_their_error_says(cli, group, options):
+    code, out, err = cli("rsa", "pixels", group, "--no-controls", "--compare", "bures", "--permutations", 0, *options)
+    assert code == 0 and "bures" in out, err
+
+
+def test_a_dissimilarity_has_no_use_where_all_are_rdms(cli, failing, monkeypatch):
+    rng = np.random.default_rng(0)
+    ready = RDMs(
+        rng.random((3, 28)), [f"s{k}" for k in range(8)], pd.DataFrame({"region": "IT", "subject": list("abc")})
+    )
+    monkeypatch.setattr(datasets, "load", lambda *_, source=None, **__: ready[0] if source else ready)
+    arguments = ["rsa", "rdms:other", "kriegeskorte-92", *NO_RESAMPLING]
+    assert cli(*arguments)[0] == 0
+    message = failing(*arguments, "--rdm", "crossnobis")
+    assert (
+        message.startswith("--rdm crossnobis: models and brain are RDMs that are made already")
+        and "leave it" in message
+    )
 
 
 def test_cross_validation_and_noise_reach_the_function(cli, saved, recording):
@@ -688,6 +734,12 @@ def test_summary_shows_shares_of_the_ceiling():
         (["rsa", "pixels", *SMALL, "--topology", "0.2,1.8"], "lie in [0, 1]"),
         (["rsa", "pixels", *SMALL, "--transform", "rgdm"], "--transform rgdm goes with --topology L,U"),
         (["rsa", "pixels", *SMALL, "--topology", "0,1", "--transform", "rdgm"], "did you mean 'rgtm' or 'rgdm'"),
+        (
+            ["rsa", "pixels", *SMALL, "--compare", "bures"],
+            "--compare bures with --bootstrap 1000 --over stimuli: it compares whole kernels, of which stimuli "
+            "cannot be drawn twice; add --bootstrap 0 for no interval, or --over subjects",
+        ),
+        (["rsa", "pixels", *SMALL, "--compare", "riemannian", "--over", "both"], "--over both: it compares whole ker"),
         (["rsa", "pixels", *SMALL, "--over", "subject"], "over='subject' is unknown; did you mean 'subjects'"),
         (["rsa", "pixels", *SMALL, "--over", "both"], "has one RDM; use over='stimuli'"),
         (["rsa", "pixels", *SMALL, "--window", "0.1"], "without times; leave it out"),

@@ -176,8 +176,9 @@ def test_a_score_of_zero(over, n_subjects):
         assert (p <= 0.05).sum() >= LOW
 
 
-@pytest.mark.parametrize("method", ["pearson", "rho-a"])
+@pytest.mark.parametrize("method", ["pearson", "rho-a", "cosine"])
 def test_shuffled_labels(method):
+    """Also of a comparison that is far from zero for unrelated RDMs, where they are the only test there is."""
     p = np.array(
         [found.p_zero[0] for found in experiments(no_model, "stimuli", 20, 5, method, bootstrap=2, permutations=99)]
     )
