@@ -4,15 +4,18 @@ BIN := .venv/bin
 # Two cores: two test processes of one thread each are faster than one process of two.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-slow lint bench clean install
+.PHONY: demo test test-slow calibrate lint bench clean install
 demo: .venv/core.stamp
 	OMP_NUM_THREADS=2 $(BIN)/neuralign demo --out report.html
 
 test: .venv/test.stamp
-	$(BIN)/pytest -n 2 -m "not slow" -q
+	$(BIN)/pytest -n 2 -m "not slow and not calibration" -q
 
 test-slow: .venv/test.stamp
 	$(BIN)/pytest -n 2 -m slow -q
+
+calibrate: .venv/test.stamp
+	$(BIN)/pytest -n 2 -m calibration -q -s
 
 lint: .venv/test.stamp
 	$(BIN)/ruff check .

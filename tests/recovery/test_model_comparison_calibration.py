@@ -40,7 +40,7 @@ RUNS = 500
 LOW, HIGH = (int(binom.ppf(share, RUNS, 0.05)) for share in (0.0005, 0.9995))
 COVERED = {level: binom.ppf([0.0005, 0.9995], RUNS, level) / RUNS for level in (0.95, 0.68)}
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.calibration
 
 DIMENSIONS, CHANNELS = 4, 20
 READOUT, COMMON = np.random.default_rng(1).normal(size=(2, DIMENSIONS, CHANNELS))

@@ -49,7 +49,7 @@ from neuralign.align.topology import identify, rgtm
 from neuralign.datasets.rdms import RDMs
 from neuralign.datasets.scenes import ATTRIBUTES
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.calibration
 
 MAKER = {"V1": "gabor", "V4": "texture", "FFA": "face", "PPA": "house"}
 SEEDS = range(10)

@@ -120,7 +120,7 @@ def triangle(grid, values):
     return table.to_string(float_format=lambda value: f"{value:.2f}", na_rep="")
 
 
-@pytest.mark.slow
+@pytest.mark.calibration
 def test_accuracy_over_thresholds():
     grid = threshold_grid(0.2)
     found, untransformed = accuracies(0.5, range(10), grid)
@@ -135,7 +135,7 @@ def test_accuracy_over_thresholds():
     assert 0.2 < geodesic[0] < cells[0.0, 1.0] - 0.2
 
 
-@pytest.mark.slow
+@pytest.mark.calibration
 def test_regions_over_thresholds():
     grid = threshold_grid(0.2)
     hits = region_hits(range(10), grid)
@@ -148,7 +148,7 @@ def test_regions_over_thresholds():
     assert cells[0.8, 1.0] < 0.8
 
 
-@pytest.mark.slow
+@pytest.mark.calibration
 def test_permutation_test_rejects_five_percent():
     n = 500
     rejected = 0
@@ -166,7 +166,7 @@ def test_permutation_test_rejects_five_percent():
     assert rejected / n > 0.01  # accuracies of 24 RDMs tie often, which makes the test strict
 
 
-@pytest.mark.slow
+@pytest.mark.calibration
 @pytest.mark.parametrize("unlike", [False, True])
 def test_intervals_cover(unlike):
     """With the layers given, over new instances and new stimuli."""
