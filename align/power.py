@@ -15,6 +15,7 @@ from ..datasets.rdms import RDMs
 from .compare import as_vectors, check_method
 from .inference import Seed, compare_models
 from .rdm import rdm
+from .rdm_models import as_models
 
 COLUMNS = ["n_subjects", "n_stimuli", "test", "model", "power", "se", "score"]
 
@@ -189,10 +190,7 @@ def _names_and_stimuli(models: Any) -> tuple[list[str], list[str]]:
         raise ValueError(
             "models hold no stimulus ids; make them of RDMs, so that experiments can draw some of their stimuli."
         )
-    anything = RDMs(np.random.default_rng(0).uniform(size=(2, len(ids) * (len(ids) - 1) // 2)), ids)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of scores that nobody sees
-        return compare_models(models, anything, "cosine", over="none").names, list(ids)
+    return [model.name for model in as_models(models, ids)], list(ids)
 
 
 def _true_rdm(models: Any, true: Any, names: list[str], ids: list[str]) -> np.ndarray:

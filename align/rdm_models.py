@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from scipy.optimize import nnls
@@ -18,7 +19,7 @@ Self = TypeVar("Self", bound="RDMModel")
 _RANK = 1e-10  # eigenvalues below this share of the largest are directions that the components do not span
 
 
-class RDMModel:
+class RDMModel(ABC):
     """What all models share: component RDMs, and weights with which a prediction is their sum.
 
     Parameters
@@ -136,8 +137,9 @@ class RDMModel:
         used = np.flatnonzero(self.weights)  # an unknown pair of a component without weight stays known
         return self.weights[used] @ vectors[used]
 
+    @abstractmethod
     def _weights(self, y: np.ndarray, w: np.ndarray, method: str, covariance: np.ndarray | None) -> np.ndarray:
-        raise NotImplementedError
+        """Weights of the components, from subjects y (rdm, pair) and multiplicities w of the stimuli."""
 
 
 class FixedRDM(RDMModel):
@@ -300,6 +302,40 @@ def names_of(rdms: RDMs) -> list[str]:
     table = rdms.table
     columns = [column for column in ("model", "layer") if column in table] or [c for c in ("label",) if c in table]
     return [" ".join(dict.fromkeys(filter(None, map(str, row)))) for row in table[columns].to_numpy()]
+
+
+def as_models(models: Any, stimulus_ids: Sequence[str]) -> list[RDMModel]:
+    """Models over these stimuli, each under a name of its own; every RDM is a fixed one.
+
+    Raises
+    ------
+    ValueError
+        For anything else than RDMs, models of RDMs and lists of these, and for none at all.
+    """
+    found: list[RDMModel] = []
+    for one in models if isinstance(models, (list, tuple)) else [models]:
+        if isinstance(one, RDMModel):
+            found.append(one)
+        elif isinstance(one, (RDMs, np.ndarray)):
+            stack = one if isinstance(one, RDMs) else as_vectors(one, "models")
+            names = names_of(one) if isinstance(one, RDMs) else [""] * len(stack)
+            for k, name in enumerate(names):
+                found.append(FixedRDM(stack[k : k + 1], name or f"model {len(found) + 1}"))
+        else:
+            raise ValueError(
+                f"models holds a {type(one).__name__}; expected RDMs, RDM models such as WeightedRDM, or a list of "
+                "these."
+            )
+    if not found:
+        raise ValueError("models is empty; give at least one.")
+    ready, seen = [], dict[str, int]()
+    for model in found:
+        there = model.on(stimulus_ids)
+        seen[model.name] = seen.get(model.name, 0) + 1
+        if seen[model.name] > 1:
+            there = there.renamed(f"{model.name} ({seen[model.name]})")
+        ready.append(there)
+    return ready
 
 
 __all__ = ["FixedRDM", "InterpolatedRDM", "RDMModel", "SelectedRDM", "WeightedRDM"]

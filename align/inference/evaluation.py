@@ -116,8 +116,10 @@ def compare_models(
         raise ValueError(f"bootstrap={bootstrap!r}; a variance needs at least two resamples. For none: over='none'.")
     if permutations < 0:
         raise ValueError(f"permutations={permutations!r}; expected a number of shuffles, or 0 for none.")
+    from ..rdm_models import as_models  # which imports this package
+
     subjects = _subjects(brain)
-    ready = _models(models, subjects)
+    ready = as_models(models, subjects.stimulus_ids)
     data = _Data.of(ready, subjects, method, covariance)
     if over in ("subjects", "both") and data.n_subjects < 2:
         raise ValueError(
@@ -387,32 +389,3 @@ def _subjects(brain: RDMs | np.ndarray) -> RDMs:
         regions = ", ".join(map(repr, brain.table["region"].unique()[:5]))
         raise ValueError(f"brain holds several regions: {regions}; take one with brain.select(region=...).")
     return brain.mean(by="subject") if "subject" in brain.table else brain
-
-
-def _models(models: Any, subjects: RDMs) -> list[RDMModel]:
-    from ..rdm_models import FixedRDM, RDMModel, names_of  # which imports this package
-
-    found: list[RDMModel] = []
-    for one in models if isinstance(models, (list, tuple)) else [models]:
-        if isinstance(one, RDMModel):
-            found.append(one)
-        elif isinstance(one, (RDMs, np.ndarray)):
-            stack = one if isinstance(one, RDMs) else as_vectors(one, "models")
-            names = names_of(one) if isinstance(one, RDMs) else [""] * len(stack)
-            for k, name in enumerate(names):
-                found.append(FixedRDM(stack[k : k + 1], name or f"model {len(found) + 1}"))
-        else:
-            raise ValueError(
-                f"models holds a {type(one).__name__}; expected RDMs, RDM models such as WeightedRDM, or a list of "
-                "these."
-            )
-    if not found:
-        raise ValueError("models is empty; give at least one.")
-    ready, seen = [], dict[str, int]()
-    for model in found:
-        there = model.on(subjects.stimulus_ids)
-        seen[model.name] = seen.get(model.name, 0) + 1
-        if seen[model.name] > 1:
-            there = there.renamed(f"{model.name} ({seen[model.name]})")
-        ready.append(there)
-    return ready

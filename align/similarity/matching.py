@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from abc import ABC, abstractmethod
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment, linprog
@@ -13,8 +14,7 @@ from sklearn.base import BaseEstimator
 from sklearn.linear_model import Lasso
 
 from ...datasets.errors import unknown
-from .cards import SimilarityCard, centred, measure, prepared, undefined
-from .shape import fitted_sides
+from .cards import SimilarityCard, centred, measure, prepared, prepared_as_fitted, undefined
 
 BY = ("correlation", "distance")
 
@@ -25,7 +25,7 @@ REPEATED = 2000
 LARGEST_PLAN = 2_000_000
 
 
-class _UnitMatching(BaseEstimator):
+class _UnitMatching(BaseEstimator, ABC):
     """Weights over pairs of units, found on some stimuli; the score is their mean correlation on others.
 
     On the stimuli of the fit, the best of many noisy correlations is above zero by chance alone.
@@ -33,8 +33,9 @@ class _UnitMatching(BaseEstimator):
 
     _name = ""
 
+    @abstractmethod
     def _plan(self, correlations: np.ndarray) -> coo_array:
-        raise NotImplementedError
+        """Weights of the pairs of units that go together, from all correlations (p, q)."""
 
     def fit(self, X: np.ndarray, Y: np.ndarray) -> _UnitMatching:
         """Match the units of X (stimulus, p) with those of Y (stimulus, q), into ``plan_`` (p, q)."""
@@ -47,7 +48,7 @@ class _UnitMatching(BaseEstimator):
 
     def score(self, X: np.ndarray, Y: np.ndarray) -> float:
         """Mean correlation of matched units over these stimuli; pairs that do not vary here are left out."""
-        X, Y = fitted_sides(X, Y, self._name, *self.plan_.shape)
+        X, Y = prepared_as_fitted(X, Y, self._name, self.plan_.shape)
         x, y = _unit_length(X[:, self.plan_.row]), _unit_length(Y[:, self.plan_.col])
         known = np.asarray(x.any(0) & y.any(0))
         if not known.any():
@@ -132,7 +133,7 @@ class SoftMatching(_UnitMatching):
         """Mean correlation of matched units over these stimuli, or the distance."""
         if self.by == "correlation":
             return super().score(X, Y)
-        X, Y = fitted_sides(X, Y, self._name, *self.plan_.shape)
+        X, Y = prepared_as_fitted(X, Y, self._name, self.plan_.shape)
         difference = centred(X)[:, self.plan_.row] - centred(Y)[:, self.plan_.col]
         return float(np.sqrt((difference**2).sum(0) @ self.plan_.data))
 
@@ -169,7 +170,7 @@ class SparsePrediction(BaseEstimator):
 
     def score(self, X: np.ndarray, Y: np.ndarray) -> float:
         """Correlation of prediction and unit over these stimuli, averaged over units of Y that vary."""
-        X, Y = fitted_sides(X, Y, "sparse-prediction", *self.weights_.shape)
+        X, Y = prepared_as_fitted(X, Y, "sparse-prediction", self.weights_.shape)
         return _mean_correlation(self.predict(X), Y)
 
 

@@ -11,7 +11,7 @@ from scipy.optimize import linear_sum_assignment
 from sklearn.base import BaseEstimator
 
 from ...datasets.errors import unknown
-from .cards import SimilarityCard, centred, measure, prepared
+from .cards import SimilarityCard, centred, measure, prepared, prepared_as_fitted
 
 DISTANCES = (None, "angular", "euclidean", "squared")
 
@@ -68,12 +68,12 @@ class Shape(BaseEstimator):
 
     def transform(self, X: np.ndarray, Y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Both sides in the shared space, each (stimulus, dimension)."""
-        X, Y = fitted_sides(X, Y, "shape", len(self.x_.mean), len(self.y_.mean))
+        X, Y = prepared_as_fitted(X, Y, "shape", (len(self.x_.mean), len(self.y_.mean)))
         return self.x_(X) @ self.rotation_x_, self.y_(Y) @ self.rotation_y_
 
     def score(self, X: np.ndarray, Y: np.ndarray) -> float:
         """The distance (or cosine) of two sides of the same stimuli under the fitted maps."""
-        X, Y = fitted_sides(X, Y, "shape", len(self.x_.mean), len(self.y_.mean))
+        X, Y = prepared_as_fitted(X, Y, "shape", (len(self.x_.mean), len(self.y_.mean)))
         A, B = self.x_(X), self.y_(Y)
         left, right = A @ self.rotation_x_, B @ self.rotation_y_
         return _compared(left, right, A - left @ self.rotation_x_.T, B - right @ self.rotation_y_.T, self.distance)
@@ -113,7 +113,7 @@ class Permutation(BaseEstimator):
 
     def score(self, X: np.ndarray, Y: np.ndarray) -> float:
         """The distance (or cosine) of two sides of the same stimuli under the fitted matching."""
-        X, Y = fitted_sides(X, Y, "permutation", len(self.mean_x_), len(self.mean_y_))
+        X, Y = prepared_as_fitted(X, Y, "permutation", (len(self.mean_x_), len(self.mean_y_)))
         A, B = X - self.mean_x_, Y - self.mean_y_
         return _compared(
             A[:, self.units_x_],
@@ -144,15 +144,6 @@ class _Whitening:
         if self.alpha == 1:
             return X
         return self.scale * (self.alpha * X + (X @ self.axes * self.gains) @ self.axes.T)
-
-
-def fitted_sides(X: np.ndarray, Y: np.ndarray, name: str, p: int, q: int) -> tuple[np.ndarray, np.ndarray]:
-    """Both sides as `prepared` returns them, with the numbers of features that fit saw."""
-    X, Y = prepared(X, Y, name)
-    for side, values, width in (("X", X, p), ("Y", Y, q)):
-        if values.shape[1] != width:
-            raise ValueError(f"{side} has {values.shape[1]} features; fit saw {width}.")
-    return X, Y
 
 
 def _rotations(A: np.ndarray, B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

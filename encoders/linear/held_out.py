@@ -54,9 +54,8 @@ def held_out_scores(design: SpectralDesign, Y: Tensor, alphas: np.ndarray, score
     folds.sort(key=lambda fold: fold[0].fold)
     scores = [torch.empty(len(alphas), Y.shape[1], dtype=torch.float64, device=Y.device) for _ in folds]
     relative = torch.from_numpy(alphas / top).to(Y.device)
-    lefts = (1 + relative[:, None]) / (
-        eigenvalues + relative[:, None]
-    )  # of a response along each axis, but for a factor
+    # What each penalty leaves of a response along each axis, but for a common factor.
+    lefts = (1 + relative[:, None]) / (eigenvalues + relative[:, None])
     if constant is not None:
         lefts[:, constant] = 0.0
     together = max(1, 2048 // max(Y.shape[1], 1))  # penalties in one product, which narrow ones would be slow in

@@ -3,7 +3,8 @@
 With F the features of the training rows, less their mean, the eigenvalues and axes of F'F (or of FF', where
 there are more features than rows) turn ridge regression at every penalty into a sum over axes:
 ``prediction = T diag(1 / (l + alpha)) b`` with T the test rows and ``b = C' y`` the training rows, both in
-coordinates of the axes. Everything here is on the side of the stimuli and float64; responses come in `sweep`.
+coordinates of the axes. Everything here is on the side of the stimuli and computed in float64; responses come in
+`sweep`.
 """
 
 from __future__ import annotations

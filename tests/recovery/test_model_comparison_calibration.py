@@ -34,6 +34,7 @@ from scipy.stats import binom, kstest
 from scipy.stats import t as student
 
 from neuralign.align.inference import compare_models
+from neuralign.align.inference.tests import bootstrap_p, signed_rank_p
 
 RUNS = 500
 # A fair test at 5 % leaves this range of rejections about once in 1,000 times; likewise for coverages.
@@ -163,6 +164,20 @@ def test_other_tests_between_two_equal_models(over):
     assert rates["bootstrap"] * RUNS <= HIGH
     if over == "subjects":
         assert LOW <= rates["signed-rank"] * RUNS <= HIGH
+
+
+def test_why_two_tests_are_refused():
+    """Shares of bootstrap samples of five subjects, and signed ranks of subjects where stimuli are new."""
+    few = [
+        bootstrap_p(one.samples[:, :1] - one.samples[:, 1:2])[0] for one in experiments(two_models, "subjects", 40, 5)
+    ]
+    new = [
+        signed_rank_p((one.per_subject[:1] - one.per_subject[1:2]).T)[0]
+        for one in experiments(two_models, "stimuli", 40, 20)
+    ]
+    rates = [float(np.mean(np.array(p) <= 0.05)) for p in (few, new)]
+    print(f"\nrefused: bootstrap of 5 subjects {rates[0]:.3f}, signed ranks for new stimuli {rates[1]:.3f}")
+    assert rates[0] > 0.1 and rates[1] > 0.2
 
 
 @pytest.mark.parametrize("over", ["stimuli", "subjects", "both"])
