@@ -1,0 +1,1 @@
+"""Models of other packages and of other senses behind the one interface."""

@@ -1,0 +1,1 @@
+"""The loop from stimuli to stored rows."""

@@ -1,0 +1,1 @@
+"""Words in time: alignment with tokens, windows of context, surprisal."""
