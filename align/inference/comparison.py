@@ -29,8 +29,8 @@ class ModelComparison:
         What was resampled, so what the intervals and tests generalise to.
     n_stimuli, n_subjects : int
     dof : int
-        Degrees of freedom of intervals and t tests: one less than the smaller number of what was resampled; 0 for
-        "none".
+        One less than the smaller number of what was resampled, the fewest degrees of freedom of intervals and t tests;
+        0 for "none".
     scores : ndarray of shape (model,)
         Mean similarity over subjects; cross-validated for all models when any is fitted.
     per_subject : ndarray of shape (model, subject)
@@ -46,6 +46,8 @@ class ModelComparison:
         Of the differences between scores and bounds.
     p_zero : ndarray of shape (model,)
         One-sided, that the score is above zero: by t, or by shuffles of the stimulus labels where they were asked for.
+        The t of fixed models over stimuli has the variance of models that are unrelated to the brain
+        (`permutation_variance`), not `variance`, which is too large where the score is zero.
         By shuffles alone for "cosine", "cosine-whitened", "bures" and "riemannian", and NaN without them: unrelated
         RDMs do not score zero by these.
     p_ceiling : ndarray of shape (model,)
@@ -54,6 +56,10 @@ class ModelComparison:
     seed : int or None
     folds : (int, int) or None
         Stimulus and subject folds of the cross-validation.
+    variance_dof, difference_dof, ceiling_dof : ndarray or None
+        Degrees of freedom of each entry of `variance`, `difference_variance` and `ceiling_variance`: of Satterthwaite
+        where both subjects and stimuli are new, see `neuralign.align.inference.dual.satterthwaite`. None, as in files
+        of earlier versions: `dof`.
     """
 
     names: list[str]
@@ -74,6 +80,9 @@ class ModelComparison:
     p_ceiling: np.ndarray
     seed: int | None = None
     folds: tuple[int, int] | None = None
+    variance_dof: np.ndarray | None = None
+    difference_dof: np.ndarray | None = None
+    ceiling_dof: np.ndarray | None = None
 
     def interval(self, level: float = 0.95) -> np.ndarray:
         """Intervals for the scores, ``score -+ t * standard error``, shape (model, 2); NaN with over="none"."""
@@ -81,7 +90,8 @@ class ModelComparison:
             raise ValueError(f"level={level!r}; expected a share between 0 and 1, e.g. 0.95.")
         if not self.dof:
             return np.full((len(self.names), 2), np.nan)
-        reach = student.ppf((1 + level) / 2, self.dof) * np.sqrt(self.variance)
+        dof = self.dof if self.variance_dof is None else self.variance_dof
+        reach = student.ppf((1 + level) / 2, dof) * np.sqrt(self.variance)
         return np.stack([self.scores - reach, self.scores + reach], axis=1)
 
     def pairwise(self, correction: str = "fdr", test: str = "t") -> pd.DataFrame:
@@ -127,7 +137,7 @@ class ModelComparison:
         i, j = np.triu_indices(len(self.names), 1)
         difference, variance = self.scores[i] - self.scores[j], self.difference_variance[i, j]
         if test == "t":
-            p = t_p(difference, variance, self.dof)
+            p = t_p(difference, variance, self.dof if self.difference_dof is None else self.difference_dof[i, j])
         elif test == "bootstrap":
             p = bootstrap_p(self.samples[:, i] - self.samples[:, j])
         else:
@@ -165,7 +175,7 @@ class ModelComparison:
             f"{self.method} of {_count(len(self.names), 'model')} with {_count(self.n_subjects, 'subject')} on "
             f"{_count(self.n_stimuli, 'stimulus', 'stimuli')}",
             f"Resampled: {sampled}"
-            + (f", {len(self.samples)} times; t with {self.dof} degrees of freedom." if self.dof else "."),
+            + (f", {len(self.samples)} times; t with {self._dof_in_words()} degrees of freedom." if self.dof else "."),
         ]
         if self.folds:
             lines.append(f"Cross-validated: {self.folds[0]} stimulus folds, {self.folds[1]} subject folds.")
@@ -195,6 +205,10 @@ class ModelComparison:
                     f"correction: {correction})."
                 )
         return "\n".join(lines)
+
+    def _dof_in_words(self) -> str:
+        each = [self.dof] if self.variance_dof is None else np.floor(self.variance_dof).astype(int).tolist()
+        return f"{min(each)}" if min(each) == max(each) else f"{min(each)} to {max(each)}"
 
     def __repr__(self) -> str:
         return self.summary()

@@ -6,6 +6,12 @@ weighted model; `tests/align/test_comparison.py`, slow) it was 0.63 and 0.72 of 
 assignment to folds, and 95 % intervals covered .85 and .87. A jackknife, with the other stimuli in the folds they were
 in, gave 1.03 and 1.08, and .93 and .91. The variance of the difference of the two models, most of it private to pairs,
 was twice the truth by the jackknife and three times by the bootstrap, so tests between them are cautious.
+
+Over subjects the scores depend on each other, because the models of one are fitted to the others: the variance between
+subjects was half the truth for the difference of two equal models, and tests rejected .15. It is that of leaving out
+each subject, from training as well as from the score, where that is larger. No estimate from the scores of the folds
+alone can do this (Bengio & Grandvalet 2004, Journal of Machine Learning Research 5:1089-1105). What the few assignments
+to folds behind a score leave unsure is added.
 """
 
 from __future__ import annotations

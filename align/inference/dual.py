@@ -13,11 +13,16 @@ corrected                1.1      1.0       1.4                  1.2, 1.5
 =======================  =======  ========  ===================  ====================
 
 The cuts of both formulas, at the variance over one of the two alone, keep the interactions above 1.
+
+Student's t of such a sum of variances has the degrees of freedom of `satterthwaite`, not those of the smaller sample.
 """
 
 from __future__ import annotations
 
 import numpy as np
+
+# Subjects, or stimuli, that degrees of freedom are estimated from.
+_FEWEST = 5
 
 
 def dual_variance(
@@ -100,6 +105,51 @@ def corrected_variance(
 
 def _uncut(both: np.ndarray, subjects: np.ndarray, stimuli: np.ndarray, a: float, b: float) -> np.ndarray:
     return a * subjects + b * stimuli - a * b * (both - subjects - stimuli)
+
+
+def satterthwaite(
+    total: np.ndarray, subjects: np.ndarray, stimuli: np.ndarray, n_subjects: int, n_stimuli: int
+) -> np.ndarray:
+    """Degrees of freedom of a variance over new subjects and new stimuli.
+
+    Parameters
+    ----------
+    total : array
+        The variance over both, ``subjects + stimuli - interaction``.
+    subjects, stimuli : arrays of the same shape
+        The variances over one of them, each with the interaction of the two in it, as mean squares have it.
+    n_subjects, n_stimuli : int
+
+    Returns
+    -------
+    ndarray of the same shape
+        ``total**2 / (subjects**2 / n + stimuli**2 / m + interaction**2 / (n * m))``, with n and m one less than the
+        numbers of subjects and stimuli. Not below the smaller of n and m, which is what either variance alone would
+        leave, and not above their sum, beyond which only a negative interaction, or the subtraction of one, would
+        lead. The smaller of n and m where there is no variance, and where there are fewer than five subjects or
+        stimuli.
+
+    Notes
+    -----
+    Three or four subjects tell too little of their own variance: where it is small by chance, the degrees of freedom
+    of the stimuli would take its place, and a test at .1 % was found to reject .4 to .6 % of nulls.
+
+    The approximate degrees of freedom of Satterthwaite (1946) for subjects crossed with stimuli, as in the quasi F of
+    Clark (1973): the interaction is subtracted, but what its estimate is unsure of is added.
+
+    References
+    ----------
+    Satterthwaite (1946), Biometrics Bulletin 2:110-114. Clark (1973), Journal of Verbal Learning and Verbal Behavior
+    12:335-359.
+    """
+    n, m = n_subjects - 1, n_stimuli - 1
+    total, subjects, stimuli = (np.asarray(one, np.float64) for one in (total, subjects, stimuli))
+    if min(n_subjects, n_stimuli) < _FEWEST:
+        return np.full(total.shape, float(min(n, m)))
+    unsure = subjects**2 / n + stimuli**2 / m + (subjects + stimuli - total) ** 2 / (n * m)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        dof = np.where(unsure > 0, total**2 / unsure, min(n, m))
+    return np.clip(dof, min(n, m), n + m)
 
 
 def small_sample(n: int, name: str) -> float:

@@ -9,6 +9,9 @@ from ..compare import BY_PRODUCT, check_method, joined_vectors, similarities, st
 from .intervals import Seed
 from .weighted import progress, resample_weights, weighted_similarities
 
+# Random orders behind a variance under the null that has no closed form: known to a tenth.
+SHUFFLES = 200
+
 
 def bootstrap_comparison(
     model: RDMs | np.ndarray, brain: RDMs | np.ndarray, method: str, n: int = 1000, seed: Seed = 0
@@ -81,6 +84,72 @@ def bootstrap_similarities(
     x, y = joined_vectors(model, brain, ("model", "brain"))
     weights = resample_weights(n_stimuli_of(x.shape[1]), n, seed)
     return weighted_similarities(x, y, method, weights)
+
+
+def permutation_variance(
+    x: np.ndarray, y: np.ndarray, method: str, covariance: np.ndarray | None = None, seed: Seed = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Variance of the similarity over all orders of the stimuli of x: what it is where x and y are unrelated.
+
+    Parameters
+    ----------
+    x, y : float64 arrays of shape (rdm, pair)
+    method : str
+        See `compare`.
+    covariance : array, optional
+        See `permutation_similarities`.
+    seed : int or numpy Generator
+        Of the shuffles, where there is no closed form.
+
+    Returns
+    -------
+    of_mean, own : ndarray of shape (rdm of x,)
+        Variance of the mean over the RDMs of y, and of what the mean owes to their differences: the mean square of the
+        similarity with one of them less that with all, over their number less one; NaN for one RDM.
+
+    Notes
+    -----
+    For a similarity that is an inner product of complete RDMs, in closed form (Mantel 1967, Cancer Research
+    27:209-220). With A the matrix of an RDM, zero on the diagonal, ``S = sum_ij A_ij``, ``Q = sum_ij A_ij^2`` and
+    ``R = sum_i (sum_j A_ij)^2``, the second moment of ``sum_ij A_ij B_ij`` is ``2 Q Q' / n(2) + 4 (R - Q) (R' - Q') /
+    n(3) + (S^2 + 2 Q - 4 R) (S'^2 + 2 Q' - 4 R') / n(4)``, with ``n(k) = n (n - 1) ... (n - k + 1)``: pairs of pairs
+    share two stimuli, one or none. For Kendall's tau and for gaps, of `SHUFFLES` random orders.
+    """
+    n, n_rdms = n_stimuli_of(x.shape[1]), len(y)
+    if method in BY_PRODUCT and covariance is None and not np.isnan(x).any() and not np.isnan(y).any() and n >= 3:
+        x, y = standardised(x, method), standardised(y, method)
+        mean = y.mean(0, keepdims=True)
+        of_model = _sums(x, n)
+        of_mean = _mantel(of_model, _sums(mean, n), n)[:, 0]
+        own = _mantel(of_model, _sums(y - mean, n), n).sum(1)
+    else:
+        samples = permutation_similarities(x, y, method, SHUFFLES, seed, covariance)
+        mean = samples.mean(2)
+        of_mean = mean.var(0, ddof=1)
+        own = (samples - mean[:, :, None]).var(0, ddof=1).sum(1)
+    return of_mean, own / (n_rdms * (n_rdms - 1)) if n_rdms > 1 else np.full(len(x), np.nan)
+
+
+def _sums(vectors: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The square of the sum, the sum of squares and that of squared sums of rows, of matrices with a diagonal of 0."""
+    first, second = np.triu_indices(n, 1)
+    rows = np.zeros((n, len(vectors)))
+    np.add.at(rows, first, vectors.T)
+    np.add.at(rows, second, vectors.T)
+    return rows.sum(0) ** 2, 2 * np.einsum("rp,rp->r", vectors, vectors), (rows**2).sum(0)
+
+
+def _mantel(
+    a: tuple[np.ndarray, np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray, np.ndarray], n: int
+) -> np.ndarray:
+    """Variance over all orders of the inner product of upper triangles, from `_sums`: (rdm of a, rdm of b)."""
+    (square, squares, rows), (square_b, squares_b, rows_b) = a, b
+    two, three, four = n * (n - 1), n * (n - 1) * (n - 2), n * (n - 1) * (n - 2) * (n - 3)
+    moment = 2 * np.outer(squares, squares_b) / two + 4 * np.outer(rows - squares, rows_b - squares_b) / three
+    if four:  # three stimuli have no two pairs that share none
+        apart = np.outer(square + 2 * squares - 4 * rows, square_b + 2 * squares_b - 4 * rows_b)
+        moment += apart / four
+    return np.maximum(moment - np.outer(square, square_b) / two**2, 0) / 4
 
 
 def permutation_similarities(

@@ -56,7 +56,7 @@ def adjusted(p: np.ndarray, correction: str) -> np.ndarray:
     return fdr(p) if correction == "fdr" else bonferroni(p)
 
 
-def t_p(difference: np.ndarray, variance: np.ndarray, dof: int, two_sided: bool = True) -> np.ndarray:
+def t_p(difference: np.ndarray, variance: np.ndarray, dof: int | np.ndarray, two_sided: bool = True) -> np.ndarray:
     """P values of differences over their standard errors, by Student's t with `dof` degrees of freedom.
 
     Two-sided, or one-sided for a difference above zero. Where the difference is zero but for rounding, p is 1 (or 0.5

@@ -25,7 +25,8 @@ from neuralign.align.inference import (
     weighted_similarities,
 )
 from neuralign.align.inference.crossvalidation import assign, check_folds, crossvalidated
-from neuralign.align.inference.dual import variance_of_differences
+from neuralign.align.inference.dual import satterthwaite, variance_of_differences
+from neuralign.align.inference.resampling import permutation_variance
 from neuralign.align.multiple import fdr
 from neuralign.align.rdm_models import FixedRDM, InterpolatedRDM, SelectedRDM, WeightedRDM
 from neuralign.datasets.rdms import RDMs
@@ -153,7 +154,11 @@ def test_pairwise_tests(models, brain):
         ["fair", "unrelated"],
     ]
     np.testing.assert_allclose(frame["difference"], found.scores[[0, 0, 1]] - found.scores[[1, 2, 2]])
-    np.testing.assert_allclose(frame["p"], 2 * student.sf(np.abs(frame["difference"] / frame["se"]), 5), rtol=1e-12)
+    dof = found.difference_dof[[0, 0, 1], [1, 2, 2]]
+    assert (dof >= 5).all() and (dof <= 5 + N - 1).all() and (dof > 5).any()
+    np.testing.assert_allclose(frame["p"], 2 * student.sf(np.abs(frame["difference"] / frame["se"]), dof), rtol=1e-12)
+    plain = compare_models(models, brain, "pearson", bootstrap=99, variance="bootstrap").pairwise("none")
+    np.testing.assert_allclose(plain["p"], 2 * student.sf(np.abs(plain["t"]), 5), rtol=1e-12)
     np.testing.assert_array_equal(frame["p_corrected"], frame["p"])
     np.testing.assert_allclose(found.pairwise()["p_corrected"], fdr(frame["p"]))
     np.testing.assert_allclose(found.pairwise("bonferroni")["p_corrected"], np.minimum(3 * frame["p"], 1))
@@ -163,6 +168,44 @@ def test_pairwise_tests(models, brain):
     differences = found.samples[:, 1] - found.samples[:, 0]
     count = min((differences <= 0).sum(), (differences >= 0).sum())
     assert found.pairwise("none", "bootstrap")["p"][0] == pytest.approx(2 * (1 + count) / 100)
+
+
+@pytest.mark.parametrize("crossvalidate", [None, (2, 2)])
+def test_degrees_of_freedom_over_both(models, brain, crossvalidate):
+    """Of Satterthwaite, between those of subjects and those of stimuli; of files without them, the fewest."""
+    found, over_stimuli, over_subjects = (
+        compare_models(models, brain, "pearson", over=over, bootstrap=30, seed=2, crossvalidate=crossvalidate)
+        for over in ("both", "stimuli", "subjects")
+    )
+    np.testing.assert_array_equal(over_stimuli.variance_dof, N - 1)
+    np.testing.assert_array_equal(over_subjects.difference_dof, 5)
+    if crossvalidate is None:
+        expected = satterthwaite(found.variance, over_subjects.variance, over_stimuli.variance, 6, N)
+        np.testing.assert_allclose(found.variance_dof, expected)
+    reach = student.ppf(0.975, found.variance_dof) * np.sqrt(found.variance)
+    np.testing.assert_allclose(np.ptp(found.interval(), axis=1), 2 * reach)
+    words = f"t with {int(found.variance_dof.min())} to {int(found.variance_dof.max())} degrees of freedom"
+    assert words in found.summary() and "t with 15 degrees of freedom" in over_stimuli.summary()
+    t = (found.scores - found.ceiling[0]) / np.sqrt(found.ceiling_variance[:, 0])
+    np.testing.assert_allclose(found.p_ceiling, 2 * student.sf(np.abs(t), found.ceiling_dof[:, 0]))
+    earlier = replace(found, variance_dof=None, difference_dof=None, ceiling_dof=None)
+    np.testing.assert_allclose(np.ptp(earlier.interval(), axis=1), 2 * student.ppf(0.975, 5) * np.sqrt(found.variance))
+    assert (earlier.pairwise()["p"] >= found.pairwise()["p"]).all() and "t with 5 degrees" in earlier.summary()
+
+
+def test_p_zero_has_the_variance_of_unrelated_models(models, brain):
+    x, y = models.vectors, brain.vectors
+    stimuli, own = permutation_variance(x, y, "pearson")
+    found = compare_models(models, brain, "pearson", over="stimuli", bootstrap=20)
+    np.testing.assert_allclose(found.p_zero, student.sf(found.scores / np.sqrt(stimuli), N - 1))
+    found = compare_models(models, brain, "pearson", over="both", bootstrap=20)
+    subjects = found.per_subject.var(1, ddof=1) / 6
+    total = np.maximum(subjects + stimuli - own, np.maximum(subjects, stimuli))
+    dof = satterthwaite(total, subjects, stimuli, 6, N)
+    np.testing.assert_allclose(found.p_zero, student.sf(found.scores / np.sqrt(total), dof))
+    for options in ({"variance": "bootstrap"}, {"crossvalidate": (2, 1)}):  # as published; no shuffles of fits
+        found = compare_models(models, brain, "pearson", over="stimuli", bootstrap=20, **options)
+        np.testing.assert_allclose(found.p_zero, student.sf(found.scores / np.sqrt(found.variance), N - 1))
 
 
 def test_bonferroni():
@@ -482,12 +525,28 @@ def test_variance_of_crossvalidated_scores_by_hand(models, brain):
         one = np.mean([jackknife(each) for each in values], axis=0)
         return np.maximum((4 * jackknife(values.mean(0)) - one) / 3, jackknife(values.mean(0)) / 2)
 
-    np.testing.assert_allclose(found.variance, beyond(left_out), rtol=1e-9)
-    np.testing.assert_allclose(
-        found.difference_variance[0, 2], beyond(left_out[:, :, 0] - left_out[:, :, 2]), rtol=1e-9
-    )
+    # What the ten assignments of the score leave unsure is added to what stimuli leave.
+    each = np.mean(scores, axis=2)
+    np.testing.assert_allclose(found.variance, beyond(left_out) + each.var(0, ddof=1) / 10, rtol=1e-9)
+    difference, of_each = left_out[:, :, 0] - left_out[:, :, 2], each[:, 0] - each[:, 2]
+    expected = beyond(difference) + of_each.var(ddof=1) / 10
+    np.testing.assert_allclose(found.difference_variance[0, 2], expected, rtol=1e-9)
     over_subjects = compare_models(models, brain, "pearson", over="subjects", **options)
-    np.testing.assert_allclose(over_subjects.variance, over_subjects.per_subject.var(1, ddof=1) / 6, rtol=1e-12)
+    rng = np.random.default_rng(9).spawn(4)[3]
+    folds = assign(*every, (2, 1), rng)[0]
+    drawn = resample_weights(6, 5, np.random.default_rng(9).spawn(4)[1])
+    for _ in range(2):
+        assign(np.ones((5, N), int), drawn, (2, 1), rng)
+    per_subject = np.array(
+        [_on_folds(models.vectors, brain.vectors, w[0], assign(w, v, (2, 1), rng)[0][0]) for _ in range(4)]
+    )  # assignment, model, subject
+
+    def between(values):
+        return values.var(-1, ddof=1) / 6  # which is the jackknife of a mean
+
+    jackknifed = (4 * between(per_subject.mean(0)) - between(per_subject).mean(0)) / 3
+    expected = np.maximum(np.maximum(jackknifed, between(per_subject.mean(0)) / 2), between(over_subjects.per_subject))
+    np.testing.assert_allclose(over_subjects.variance, expected + each.var(0, ddof=1) / 10, rtol=1e-9)
     both = compare_models(models, brain, "pearson", over="both", **options)
     assert (both.variance > np.maximum(found.variance, over_subjects.variance) * 0.8).all()
 

@@ -9,6 +9,7 @@ from neuralign.align.inference import dual_variance, resample_weights
 from neuralign.align.inference.dual import (
     corrected_variance,
     jackknife_of,
+    satterthwaite,
     stimulus_variance,
     variance_of_differences,
 )
@@ -131,3 +132,29 @@ def test_a_single_subject_or_stimulus_has_no_variance():
         dual_variance(1.0, 1.0, 1.0, 1, 20)
     with pytest.raises(ValueError, match="n_stimuli=1"):
         dual_variance(1.0, 1.0, 1.0, 5, 1)
+
+
+@pytest.mark.parametrize("spread", [(1.0, 0.2, 0.5), (0.1, 1.0, 0.5), (0.5, 0.5, 1.0)])
+def test_degrees_of_freedom_are_those_of_the_variance(spread):
+    """Twice the squared mean over the variance, of mean squares of 4,000 tables of subjects by stimuli."""
+    n, m = 8, 25
+    rng = np.random.default_rng(3)
+    scale = np.sqrt(spread)
+    table = scale[0] * rng.normal(size=(4000, n, 1)) + scale[1] * rng.normal(size=(4000, 1, m))
+    table = table + scale[2] * rng.normal(size=(4000, n, m))
+    subjects, stimuli = table.mean(2).var(1, ddof=1) / n, table.mean(1).var(1, ddof=1) / m
+    own = table - table.mean(2, keepdims=True) - table.mean(1, keepdims=True) + table.mean((1, 2), keepdims=True)
+    total = subjects + stimuli - (own**2).sum((1, 2)) / ((n - 1) * (m - 1)) / (n * m)
+    found = satterthwaite(total.mean(), subjects.mean(), stimuli.mean(), n, m)
+    assert found == pytest.approx(2 * total.mean() ** 2 / total.var(), rel=0.1)
+
+
+def test_bounds_of_the_degrees_of_freedom():
+    assert satterthwaite(1.0, 1.0, 0.0, 5, 20) == 4  # subjects alone
+    assert satterthwaite(1.0, 0.0, 1.0, 5, 20) == 19
+    assert satterthwaite(4.0 + 19.0, 4.0, 19.0, 5, 20) == pytest.approx(23)  # the most two independent parts have
+    assert satterthwaite(1.0, 1.0, 1.0, 5, 20) == 4  # an interaction alone: no less than either
+    assert satterthwaite(9.0, 1.0, 1.0, 5, 20) == 23
+    assert satterthwaite(0.0, 0.0, 0.0, 5, 20) == 4
+    assert satterthwaite(1.0, 0.0, 1.0, 4, 20) == 3  # too few subjects to estimate from
+    assert satterthwaite([1.0, 2.0], [0.0, 1.0], [1.0, 1.0], 20, 3).tolist() == [2, 2]

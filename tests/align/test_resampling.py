@@ -1,9 +1,11 @@
+import itertools
+
 import numpy as np
 import pytest
 from scipy.spatial.distance import squareform
 from scipy.stats import pearsonr, rankdata, spearmanr
 
-from neuralign.align.compare import compare
+from neuralign.align.compare import compare, similarities
 from neuralign.align.inference import (
     bootstrap_comparison,
     bootstrap_similarities,
@@ -12,6 +14,7 @@ from neuralign.align.inference import (
     permutation_p,
     permutation_similarities,
 )
+from neuralign.align.inference.resampling import permutation_variance
 from neuralign.datasets.rdms import RDMs
 
 
@@ -136,3 +139,34 @@ def test_percentile_interval():
     np.testing.assert_allclose(np.ravel(percentile_interval(samples[:, :1], 0.5)), [0.25, 0.75])
     with pytest.raises(ValueError, match="level=95"):
         percentile_interval(samples, 95)
+
+
+@pytest.mark.parametrize("method", ["pearson", "rho-a", "spearman", "pearson-whitened"])
+@pytest.mark.parametrize("n_stimuli", [3, 4, 6])
+def test_permutation_variance_is_that_of_all_orders(method, n_stimuli):
+    """Also of three stimuli, of which no two pairs are without a stimulus in common."""
+    x, y = vectors(2, n_stimuli, 0), vectors(3, n_stimuli, 1)
+    of_mean, own = permutation_variance(x, y, method)
+    first, second = np.triu_indices(n_stimuli, 1)
+    matrices = np.array([squareform(one) for one in x])
+    orders = (list(order) for order in itertools.permutations(range(n_stimuli)))
+    every = np.array([similarities(matrices[:, order][:, :, order][:, first, second], y, method) for order in orders])
+    mean = every.mean(2)
+    np.testing.assert_allclose(of_mean, mean.var(0), rtol=1e-9, atol=1e-15)
+    np.testing.assert_allclose(own, (every - mean[:, :, None]).var(0).mean(1) / 2, rtol=1e-9, atol=1e-15)
+
+
+@pytest.mark.parametrize(("method", "unknown"), [("tau-a", False), ("pearson", True)])
+def test_permutation_variance_by_shuffles(method, unknown):
+    """Where there is no closed form: that of the shuffles, as of others."""
+    x, y = vectors(2, 10, 0), vectors(3, 10, 1)
+    if unknown:
+        y[1, 4] = np.nan
+    of_mean, own = permutation_variance(x, y, method, seed=1)
+    others = permutation_similarities(x, y, method, 4000, seed=2)
+    mean = others.mean(2)
+    np.testing.assert_allclose(of_mean, mean.var(0), rtol=0.3)  # of 200: a tenth, thrice
+    np.testing.assert_allclose(own, (others - mean[:, :, None]).var(0).mean(1) / 2, rtol=0.3)
+    assert np.isnan(permutation_variance(x, y[:1], method)[1]).all()
+    x[1] = 1.0
+    assert np.isnan(permutation_variance(x, y, method)[0]).tolist() == [False, True]

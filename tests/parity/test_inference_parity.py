@@ -139,7 +139,7 @@ def test_dual_formula_on_any_three_variances():
 
 def test_tests(vectors):
     x, y = vectors
-    found = compare_models(x, y, "pearson", over="both", bootstrap=50)
+    found = compare_models(x, y, "pearson", over="both", bootstrap=50, variance="bootstrap")
     evaluations = found.scores[None]
     dof = N_SUBJECTS - 1
     assert found.dof == dof
