@@ -4,35 +4,40 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
 
 from .errors import unknown
-from .media import (
-    IMAGE_SUFFIXES,
-    as_rgb,
-    as_uint8,
-    check_channels,
-    check_stack,
-    decode_image,
-    decode_sound,
-    existing_files,
-    is_image_file,
-    short_names,
-)
+from .media import decode_clip, decode_image, decode_sound, stack_images
 from .selection import as_list, positions
-from .sources import Files, Hdf5Rows, Item, Items, Rows, Source, ZipMembers, digest_item, open_zip
+from .sources import Files, Item, Items, Source, digest_item
+from .stimulus_sources import (
+    checked_objects,
+    checked_texts,
+    clips_source,
+    folder_source,
+    frame_rates,
+    hdf5_source,
+    images_source,
+    joined_table,
+    numbered,
+    sounds_source,
+    words_table,
+    zip_source,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-KINDS = ("image", "sentence", "word", "sound")
+Decoded = TypeVar("Decoded")
+
+KINDS = ("image", "sentence", "word", "sound", "clip")
 
 
 class StimulusSet:
@@ -44,7 +49,7 @@ class StimulusSet:
         Unique names, one per stimulus.
     source : Source
         Where the items are read from.
-    kind : {"image", "sentence", "word", "sound"}
+    kind : {"image", "sentence", "word", "sound", "clip"}
     table : pandas.DataFrame, optional
         Annotations, one row per stimulus; the index holds the ids (in any order), or is 0, 1, ... in the
         order of `ids`.
@@ -81,8 +86,8 @@ class StimulusSet:
         self.source = source
         self.kind = kind
         self.name = name
-        self.table = _annotations(table, self._index)
-        self.objects = _objects(objects, self._index)
+        self.table = joined_table(table, self._index)
+        self.objects = checked_objects(objects, self._index)
 
     # ---------------------------------------------------------------------------------------- constructors
 
@@ -110,25 +115,8 @@ class StimulusSet:
         ValueError
             Another shape, dtype or range.
         """
-        source: Source
-        if isinstance(images, np.ndarray):
-            check_stack(images.shape, "images")
-            source = Rows(as_uint8(images, "images"))
-        else:
-            entries = list(images)
-            paths = [isinstance(entry, str | Path) for entry in entries]
-            if entries and all(paths):
-                files = existing_files(entries, "images")
-                ids = short_names(files) if ids is None else ids
-                source = Files(files)
-            elif any(paths):
-                raise ValueError("images mixes paths with arrays; give only one of them.")
-            else:
-                arrays = [np.asarray(as_rgb(e) if hasattr(e, "getexif") else e) for e in entries]
-                for array in arrays:
-                    check_channels(array.shape, "images")
-                source = Items([as_uint8(array, f"images[{i}]") for i, array in enumerate(arrays)])
-        return cls(_numbered("image", source) if ids is None else ids, source, "image", table, objects, name)
+        found, source = images_source(images)
+        return cls(found if ids is None else ids, source, "image", table, objects, name)
 
     @classmethod
     def from_folder(
@@ -151,21 +139,8 @@ class StimulusSet:
         -----
         Ids are file names without suffix; where two files share one, paths within the folder without suffix.
         """
-        folder = Path(path)
-        if not folder.is_dir():
-            raise FileNotFoundError(f"no folder at {folder}.")
-        found = sorted(
-            (
-                file.relative_to(folder)
-                for file in folder.glob(pattern or "**/*")
-                if file.is_file() and is_image_file(file.relative_to(folder))
-            ),
-            key=lambda file: file.as_posix(),
-        )
-        if not found:
-            suffixes = ", ".join(IMAGE_SUFFIXES)
-            raise FileNotFoundError(f"no images ({suffixes}) in {folder} match {pattern or '**/*'!r}.")
-        return cls(short_names(found), Files([folder / file for file in found]), "image", table, objects, name)
+        ids, source = folder_source(path, pattern)
+        return cls(ids, source, "image", table, objects, name)
 
     @classmethod
     def from_zip(
@@ -186,14 +161,8 @@ class StimulusSet:
         ValueError
             The file is no zip archive, or was cut off, or holds no images.
         """
-        archive = Path(path)
-        with open_zip(archive) as file:
-            files = (member.filename for member in file.infolist() if not member.is_dir())
-            members = sorted(member for member in files if is_image_file(Path(member)))
-        if not members:
-            raise ValueError(f"{archive} holds no images ({', '.join(IMAGE_SUFFIXES)}).")
-        ids = short_names([Path(member) for member in members])
-        return cls(ids, ZipMembers(archive, members), "image", table, objects, name)
+        ids, source = zip_source(path)
+        return cls(ids, source, "image", table, objects, name)
 
     @classmethod
     def from_hdf5(
@@ -219,38 +188,8 @@ class StimulusSet:
         ValueError
             No such dataset, or one whose values lie in other files.
         """
-        import h5py
-
-        from .storage import open_hdf5, require_inside
-
-        with open_hdf5(path) as file:
-            arrays: dict[str, h5py.Dataset] = {}
-
-            def collect(key: str, node: object) -> None:
-                if isinstance(node, h5py.Dataset):
-                    arrays[key] = node
-
-            file.visititems(collect)
-            if dataset is None:
-                stacks = [k for k, a in arrays.items() if a.ndim == 4 and a.shape[-1] == 3 and a.dtype == np.uint8]
-                if len(stacks) != 1:
-                    raise ValueError(
-                        f"{path} holds {len(stacks)} uint8 datasets of shape (n, height, width, 3): {stacks}; "
-                        f"name the one to read with dataset=. The file has {sorted(arrays)[:20]}."
-                    )
-                dataset = stacks[0]
-            key = dataset.strip("/")
-            if key not in arrays:
-                raise ValueError(unknown("dataset", dataset, arrays))
-            stack = arrays[key]
-            if stack.dtype != np.uint8:
-                raise ValueError(
-                    f"{path}:{key} is {stack.dtype} {stack.shape}; expected uint8 (stimulus, height, width, 3)."
-                )
-            check_stack(stack.shape, f"{path}:{key}")
-            require_inside(stack)
-            source = Hdf5Rows(path, key, np.arange(len(stack)))
-        return cls(_numbered("image", source) if ids is None else ids, source, "image", table, objects, name)
+        source = hdf5_source(path, dataset)
+        return cls(numbered("image", source) if ids is None else ids, source, "image", table, objects, name)
 
     @classmethod
     def from_sentences(
@@ -261,9 +200,8 @@ class StimulusSet:
         name: str = "",
     ) -> StimulusSet:
         """Sentences (or passages), one stimulus each; ids "sentence-00001", ..."""
-        texts = _texts(sentences, "sentences")
-        ids = _numbered("sentence", texts) if ids is None else ids
-        return cls(ids, Items(texts), "sentence", table, name=name)
+        source = Items(checked_texts(sentences, "sentences"))
+        return cls(numbered("sentence", source) if ids is None else ids, source, "sentence", table, name=name)
 
     @classmethod
     def from_words(
@@ -288,21 +226,9 @@ class StimulusSet:
         -----
         The table has columns word, onset, duration (NaN when not given) and run (str).
         """
-        texts = _texts(words, "words")
-        n = len(texts)
-        columns = {
-            "onset": np.asarray(onsets, dtype=float),
-            "duration": np.full(n, np.nan) if durations is None else np.asarray(durations, dtype=float),
-            "run": np.full(n, "1") if runs is None else np.asarray(runs).astype(str),
-        }
-        for argument, column in columns.items():
-            if column.shape != (n,):
-                raise ValueError(f"{argument}s has shape {column.shape} for {n} words; give one per word.")
-        if not np.isfinite(columns["onset"]).all():
-            n_bad = int((~np.isfinite(columns["onset"])).sum())
-            raise ValueError(f"{n_bad} of {n} onsets are not finite numbers; leave those words out.")
-        table = pd.DataFrame({"word": texts, **columns})
-        return cls(_numbered("word", texts), Items(texts), "word", table, name=name)
+        table = words_table(words, onsets, durations, runs)
+        source = Items(list(table["word"]))
+        return cls(numbered("word", source), source, "word", table, name=name)
 
     @classmethod
     def from_sounds(
@@ -313,26 +239,56 @@ class StimulusSet:
         table: pd.DataFrame | None = None,
         name: str = "",
     ) -> StimulusSet:
-        """Sounds: sample arrays, or paths of wav files (which carry their own sampling rate).
+        """Sounds: sample arrays, or paths of sound files (which carry their own sampling rate).
 
         Parameters
         ----------
         sounds : list of arrays (sample,) or (sample, channel), or of paths
             Floats within [-1, 1], or integers of full scale.
         sampling_rate : int
-            Hertz, of the arrays; not used for wav files.
+            Hertz, of the arrays; not used for files.
+
+        Notes
+        -----
+        Wav files are read by scipy, others by soundfile (``pip install 'neuralign[audio]'``).
         """
-        entries = list(sounds)
-        source: Source
-        if entries and all(isinstance(entry, str | Path) for entry in entries):
-            files = existing_files(cast("list[Path]", entries), "sounds")
-            source = Files(files)
-            ids = short_names(files) if ids is None else ids
-        else:
-            if sampling_rate is None:
-                raise ValueError("sampling_rate is missing: arrays do not carry one; give it in hertz.")
-            source = Items([(np.asarray(entry), int(sampling_rate)) for entry in entries])
-        return cls(_numbered("sound", source) if ids is None else ids, source, "sound", table, name=name)
+        found, source = sounds_source(sounds, sampling_rate)
+        return cls(found if ids is None else ids, source, "sound", table, name=name)
+
+    @classmethod
+    def from_clips(
+        cls,
+        clips: np.ndarray | Sequence[Any],
+        fps: float | Sequence[float] | np.ndarray | None = None,
+        ids: Sequence[str] | None = None,
+        table: pd.DataFrame | None = None,
+        name: str = "",
+    ) -> StimulusSet:
+        """Video clips: arrays, or paths of files.
+
+        Parameters
+        ----------
+        clips : array (stimulus, frame, height, width, 3), or a list
+            uint8, or floats within [0, 1]. A list may hold arrays (frame, height, width, 3) or (frame, height,
+            width) of different sizes, or paths: ``.npy``, ``.gif``, ``.webp``, and video files where PyAV is
+            installed (``pip install 'neuralign[video]'``).
+        fps : float or array-like (stimulus,), optional
+            Frames per second; default what a file says of itself. It becomes the column ``fps`` of the table.
+        ids : sequence of str, optional
+            Default: file stems for paths, else "clip-00001", ...
+
+        Raises
+        ------
+        ValueError
+            Another shape, dtype or range, or a frame rate that is not positive.
+        """
+        found, source = clips_source(clips)
+        made = cls(found if ids is None else ids, source, "clip", table, name=name)
+        if fps is not None:
+            made.table = made.table.assign(fps=frame_rates(fps, len(made)))
+        elif "fps" in made.table:
+            frame_rates(made.table["fps"].to_numpy(), len(made))
+        return made
 
     # ------------------------------------------------------------------------------------ order and subset
 
@@ -401,7 +357,7 @@ class StimulusSet:
         """The image at a position as a PIL RGB image."""
         self._require("image", "image()")
         [position] = positions(index, len(self), "index")
-        return self._decode(int(position), next(self._items(np.array([position]))))
+        return self._decode(int(position), next(self._items(np.array([position]))), decode_image)
 
     def iter_images(self) -> Iterator[Image]:
         """RGB images in order, one at a time; an archive or HDF5 file is opened once.
@@ -410,7 +366,8 @@ class StimulusSet:
         """
         self._require("image", "iter_images()")
         rows = range(len(self))
-        return (self._decode(row, item) for row, item in zip(rows, self._items(np.arange(len(self))), strict=True))
+        items = zip(rows, self._items(np.arange(len(self))), strict=True)
+        return (self._decode(row, item, decode_image) for row, item in items)
 
     def images(self, ids: Iterable[str] | None = None, size: int | None = None) -> np.ndarray:
         """Images as one array.
@@ -432,25 +389,11 @@ class StimulusSet:
         ValueError
             Images of different sizes without `size`; an image that cannot be decoded (names id and file).
         """
-        from PIL.Image import Resampling
-
         self._require("image", "images()")
         rows = np.arange(len(self)) if ids is None else self.index(ids)
-        out = np.empty((0, 0, 0, 3), dtype=np.uint8)
-        for position, (row, item) in enumerate(zip(rows, self._items(rows), strict=True)):
-            image = self._decode(int(row), item)
-            if size is not None and image.size != (size, size):
-                image = image.resize((size, size), Resampling.BICUBIC)
-            if position == 0:
-                out = np.empty((len(rows), image.height, image.width, 3), dtype=np.uint8)
-            elif (image.height, image.width) != out.shape[1:3]:
-                first = self.ids[rows[0]]
-                raise ValueError(
-                    f"images differ in size: {first!r} is {out.shape[2]} x {out.shape[1]} pixels, "
-                    f"{self.ids[row]!r} is {image.width} x {image.height}; give size= to resize them."
-                )
-            out[position] = np.asarray(image)
-        return out
+        items = zip(rows, self._items(rows), strict=True)
+        images = ((self.ids[row], self._decode(int(row), item, decode_image)) for row, item in items)
+        return stack_images(images, len(rows), size)
 
     def texts(self, ids: Iterable[str] | None = None) -> list[str]:
         """Sentences or words, in order."""
@@ -471,11 +414,22 @@ class StimulusSet:
         """
         self._require("sound", "sound()")
         [position] = positions(index, len(self), "index")
-        item = next(self._items(np.array([position])))
-        try:
-            return decode_sound(cast("bytes | tuple[np.ndarray, int]", item))
-        except ValueError as error:
-            raise ValueError(self._unreadable(int(position), error)) from error
+        return self._decode(int(position), next(self._items(np.array([position]))), decode_sound)
+
+    def clip(self, index: int) -> tuple[np.ndarray, float]:
+        """Frames and frame rate of the clip at a position.
+
+        Returns
+        -------
+        frames : ndarray of uint8, shape (frame, height, width, 3)
+            RGB.
+        fps : float
+            Frames per second: the column ``fps`` of the table, else what the file says, else NaN.
+        """
+        self._require("clip", "clip()")
+        [position] = positions(index, len(self), "index")
+        frames, fps = self._decode(int(position), next(self._items(np.array([position]))), decode_clip)
+        return frames, float(self.table["fps"].iloc[position]) if "fps" in self.table else fps
 
     def _items(self, rows: np.ndarray) -> Iterator[Item]:
         """Items at positions; a failing read names the stimulus and its file."""
@@ -488,9 +442,9 @@ class StimulusSet:
             except (OSError, BadZipFile, zlib.error, EOFError, RuntimeError, KeyError) as error:
                 raise ValueError(self._unreadable(int(row), error)) from error
 
-    def _decode(self, row: int, item: Item) -> Image:
+    def _decode(self, row: int, item: Item, decode: Callable[[Any], Decoded]) -> Decoded:
         try:
-            return decode_image(cast("bytes | np.ndarray", item))
+            return decode(item)
         except ValueError as error:
             raise ValueError(self._unreadable(row, error)) from error
 
@@ -507,6 +461,22 @@ class StimulusSet:
     def digests(self) -> tuple[str, ...]:
         """SHA-256 of every item: bytes of files; dtype, shape and values of arrays; UTF-8 of texts."""
         return tuple(digest_item(item) for item in self._items(np.arange(len(self))))
+
+    def digests_by(self, known: Callable[[Path], str | None]) -> tuple[str, ...]:
+        """As `digests`, without reading the files whose SHA-256 is known already.
+
+        Parameters
+        ----------
+        known : callable
+            From the path of a file to the SHA-256 of its bytes, or None where it is not known.
+        """
+        if "digests" not in self.__dict__ and isinstance(self.source, Files):
+            found = [known(Path(self.source.where(row))) for row in range(len(self))]
+            unread = np.flatnonzero([one is None for one in found])
+            for row, item in zip(unread, self._items(unread), strict=True):
+                found[row] = digest_item(item)
+            self.__dict__["digests"] = tuple(cast("list[str]", found))
+        return self.digests
 
     @cached_property
     def content_hash(self) -> str:
@@ -527,48 +497,3 @@ class StimulusSet:
                 digest.update(f"\n{column}: {','.join(cell_texts(cells))}".encode())
             digest.update(b"\n\n")
         return digest.hexdigest()
-
-
-def _annotations(table: pd.DataFrame | None, index: pd.Index) -> pd.DataFrame:
-    """Annotations in the order of the ids."""
-    if table is None:
-        return pd.DataFrame(index=index)
-    if len(table) != len(index):
-        raise ValueError(f"table has {len(table)} rows for {len(index)} stimuli; give one row per stimulus.")
-    if isinstance(table.index, pd.RangeIndex):
-        return table.set_axis(index, axis=0)
-    rows = table.index.astype(str)
-    if not rows.is_unique or not rows.isin(index).all():
-        absent = rows[~rows.isin(index)]
-        example = f"for instance {absent[0]!r}" if len(absent) else "some occur twice"
-        raise ValueError(f"the index of table must hold the stimulus ids; {example}. Use set_index(...).")
-    return table.set_axis(rows, axis=0).loc[list(index)].set_axis(index, axis=0)
-
-
-def _objects(objects: pd.DataFrame | None, index: pd.Index) -> pd.DataFrame | None:
-    """Objects with their stimulus ids checked."""
-    if objects is None:
-        return None
-    if "stimulus" not in objects.columns:
-        raise ValueError(f"objects needs a column 'stimulus'; found {list(objects.columns)}.")
-    objects = objects.assign(stimulus=objects["stimulus"].astype(str)).reset_index(drop=True)
-    strangers = objects.loc[~objects["stimulus"].isin(index), "stimulus"]
-    if len(strangers):
-        raise ValueError(
-            f"{len(strangers)} rows of objects name stimuli that are not in the set, first {strangers.iloc[0]!r}."
-        )
-    return objects
-
-
-def _numbered(kind: str, items: Source | Sequence[Any]) -> list[str]:
-    return [f"{kind}-{number:05d}" for number in range(1, len(items) + 1)]
-
-
-def _texts(texts: Sequence[str], argument: str) -> list[str]:
-    if isinstance(texts, str):
-        raise ValueError(f"{argument} is one string; give a list of strings.")
-    entries = list(texts)
-    for position, text in enumerate(entries):
-        if not isinstance(text, str):
-            raise ValueError(f"{argument}[{position}] is {type(text).__name__} {text!r}; expected a string.")
-    return [str(text) for text in entries]

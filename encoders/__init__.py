@@ -6,9 +6,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .features.extract import extract
+    from .features.adapters.audio import right_edge, sound_windows
+    from .features.adapters.checkpoints import load_state
+    from .features.adapters.video import clip_frames, on_frames
+    from .features.extract import extract, gram, plan
+    from .features.pca import PCA
+    from .features.reduce import Reduction
     from .features.registry import Model, ModelCard, load_model, model_cards, register_model
     from .features.store import Features
+    from .features.text.inputs import WordInputs
     from .features.vision import ImageInputs
     from .linear.attribution import split_r, split_r2
     from .linear.banded import BandedRidgeCV
@@ -21,6 +27,7 @@ if TYPE_CHECKING:
     from .linear.ridge import Ridge, RidgeCV
 
 __all__ = [
+    "PCA",
     "BandedRidgeCV",
     "Delays",
     "Features",
@@ -30,16 +37,25 @@ __all__ = [
     "ModelCard",
     "PLSRegression",
     "ReducedRankRidge",
+    "Reduction",
     "Ridge",
     "RidgeCV",
     "SpectralDesign",
+    "WordInputs",
+    "clip_frames",
     "extract",
     "from_fraction",
     "from_huth",
     "from_mtrf",
+    "gram",
     "load_model",
+    "load_state",
     "model_cards",
+    "on_frames",
+    "plan",
     "register_model",
+    "right_edge",
+    "sound_windows",
     "split_r",
     "split_r2",
 ]
@@ -53,18 +69,28 @@ _HOMES = {
     "KernelRidgeCV": ".linear.kernel",
     "Model": ".features.registry",
     "ModelCard": ".features.registry",
+    "PCA": ".features.pca",
     "PLSRegression": ".linear.pls",
     "ReducedRankRidge": ".linear.reduced_rank",
+    "Reduction": ".features.reduce",
     "Ridge": ".linear.ridge",
     "RidgeCV": ".linear.ridge",
     "SpectralDesign": ".linear.design",
+    "WordInputs": ".features.text.inputs",
+    "clip_frames": ".features.adapters.video",
     "extract": ".features.extract",
     "from_fraction": ".linear.conventions",
     "from_huth": ".linear.conventions",
     "from_mtrf": ".linear.conventions",
+    "gram": ".features.extract",
     "load_model": ".features.registry",
+    "load_state": ".features.adapters.checkpoints",
     "model_cards": ".features.registry",
+    "on_frames": ".features.adapters.video",
+    "plan": ".features.extract",
     "register_model": ".features.registry",
+    "right_edge": ".features.adapters.audio",
+    "sound_windows": ".features.adapters.audio",
     "split_r": ".linear.attribution",
     "split_r2": ".linear.attribution",
 }

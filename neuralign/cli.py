@@ -14,6 +14,8 @@ from typing import Annotated, Any
 import typer
 
 from . import __version__
+from .cache_cli import app as cache_app
+from .extract_cli import extract
 from .options import (
     COMPONENTS,
     WHOLE_KERNELS,
@@ -61,6 +63,7 @@ app = typer.Typer(
 )
 datasets_app = typer.Typer(help="List datasets, show one, check its files.", invoke_without_command=True)
 app.add_typer(datasets_app, name="datasets")
+app.add_typer(cache_app, name="cache")
 
 
 def _version(show: bool) -> None:
@@ -166,12 +169,16 @@ def models(
 
     model = encoders.load_model(name, weights)
     if model.card is not None and not as_json:
-        shown = {key: getattr(model.card, key) for key in ("title", "citation", "licence", "source")}
+        keys = ("title", "citation", "licence", "source", "size", "preprocessing")
+        shown = {key: value for key in keys if (value := getattr(model.card, key))} | {"norm": model.norm}
         if model.name != model.card.name:
             shown |= {"note": f"{model.name} has the architecture of this model and random weights"}
         _print_card({"name": model.name, **shown})
         typer.echo()
     _print_table(layer_table(model), as_json)
+
+
+app.command()(extract)
 
 
 @app.command()

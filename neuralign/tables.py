@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -127,19 +128,78 @@ def aligned(table: pd.DataFrame, right: Collection[str] = ()) -> str:
 
 
 def layer_table(model: Model) -> pd.DataFrame:
-    """Layers of a model in the order of computation, with the shape of their output for one stimulus."""
-    import numpy as np
+    """Layers of a model in the order of computation.
 
+    Parameters
+    ----------
+    model : Model
+        It is shown stimuli of the kind that it reads.
+
+    Returns
+    -------
+    DataFrame
+        ``layer``; ``shape`` of its output for one stimulus (numbers of tokens, frames and places depend on the stimuli
+        in some models); ``depth``, from 0 for what the first block reads to 1 for the last block; ``facets``, where
+        there are blocks with attention, by which their parts are asked for (``layer/q``); ``default``, a star if the
+        layer stands for the model.
+
+    Raises
+    ------
+    ValueError
+        If the model reads none of the examples; the message is that of its preprocessing.
+    """
     from .encoders.device import pick_device
     from .encoders.features.extract import trace_model
+    from .encoders.features.layers import blocks, layer_tree
 
-    if model.pool == "mean":
-        example = datasets.StimulusSet.from_sentences(["The quick brown fox jumps over the lazy dog."])
-    else:
-        example = datasets.StimulusSet.from_images(
-            np.full((2, 64, 64, 3), 128, np.uint8), table=pd.DataFrame({"label": ["one", "other"]})
-        )
-    calls = trace_model(model, example, pick_device("cpu"))
-    chosen = model.layers
-    rows = [(call.layer, " x ".join(map(str, call.shape)), "*" if call.layer in chosen else "") for call in calls]
-    return pd.DataFrame(rows, columns=["layer", "shape", "default"])
+    calls = trace_model(*_shown(model), pick_device("cpu"))
+    tree = layer_tree(model.module, calls)
+    facets = tree[tree["kind"] == "facet"]
+    of_block: dict[str, list[str]] = {}
+    for layer, block in zip(facets["layer"], facets["parent"], strict=True):
+        of_block.setdefault(block, []).append(layer.rpartition("/")[2])
+    chosen = model.layers or blocks(model.module, calls)
+    layers = tree[tree["kind"] != "facet"].reset_index(drop=True)
+    table = pd.DataFrame(
+        {
+            "layer": layers["layer"],
+            "shape": layers["shape"].map(lambda shape: " x ".join(map(str, shape))),
+            "depth": layers["relative_depth"].round(3),
+            "facets": layers["layer"].map(lambda layer: " ".join(of_block.get(layer, []))),
+            "default": layers["layer"].isin(chosen).map({True: "*", False: ""}),
+        }
+    )
+    every = {facet for found in of_block.values() for facet in found}
+    return table.drop(columns="facets") if every <= {"input"} else table
+
+
+def _shown(model: Model) -> tuple[Model, datasets.StimulusSet]:
+    """A model as it reads the first kind of example that it accepts, and that example."""
+    refusals: dict[str, str] = {}
+    for example in _examples():
+        inputs = model.inputs
+        try:
+            if hasattr(inputs, "reading"):
+                inputs = inputs.reading(example)
+            next(iter(inputs.batches(example, 2)))
+        except ValueError as error:
+            refusals[example.kind] = str(error)
+            continue
+        return replace(model, inputs=inputs), example
+    modality = model.card.modality if model.card else ""
+    told = refusals.get(modality) or "; ".join(dict.fromkeys(refusals.values()))
+    raise ValueError(f"model {model.name}: no example of stimuli to show its layers with: {told}")
+
+
+def _examples() -> Iterator[datasets.StimulusSet]:
+    import numpy as np
+
+    draw = np.random.default_rng(0)
+    pixels = draw.integers(0, 256, (2, 64, 64, 3), np.uint8)
+    yield datasets.StimulusSet.from_images(pixels, table=pd.DataFrame({"label": ["one", "other"]}))
+    words = ["the", "quick", "brown", "fox", "jumps", "over", "the", "lazy", "dog"]
+    yield datasets.StimulusSet.from_sentences([" ".join(words) + ".", " ".join(words[::-1]) + "."])
+    yield datasets.StimulusSet.from_clips(draw.integers(0, 256, (2, 16, 64, 64, 3), np.uint8), fps=8)
+    yield datasets.StimulusSet.from_sounds(list(draw.normal(0, 0.1, (2, 16000))), 16000)
+    seconds = np.arange(len(words)) / 3
+    yield datasets.StimulusSet.from_words(words, seconds, np.full(len(words), 0.3))

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .adapters.checkpoints import load_into, load_state
 from .registry import Model, ModelCard, find_weights, register_model
 from .vision import IMAGENET_MEAN, IMAGENET_STD, ImageInputs
 
@@ -66,24 +67,10 @@ class CifarResNet(nn.Module):
         return self.linear(x.mean((2, 3)))
 
 
-def load_state(path: Path) -> dict[str, torch.Tensor]:
-    """Weights of a checkpoint, without running any code that it may hold."""
-    refusal = (
-        f"weights={path} is not a checkpoint of plain tensors, or is cut off; it was not loaded, as it may hold code. "
-        "Fetch it again from its source."
-    )
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # damage shows in many ways; torch's own message advises to run the code
-        raise ValueError(refusal) from None
-    state = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, dict) else None
-    if not isinstance(state, dict) or not all(
-        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items()
-    ):
-        raise ValueError(refusal)
+def _as_named_here(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The stem of the published weights has no module of its own."""
     stem = {"conv1.weight": "conv1.conv.weight"}
-    names = {name: name.removeprefix("module.") for name in state}
-    return {stem.get(short, re.sub(r"^bn1\.", "conv1.bn.", short)): state[name] for name, short in names.items()}
+    return {stem.get(name, re.sub(r"^bn1\.", "conv1.bn.", name)): tensor for name, tensor in state.items()}
 
 
 def _register(depth: int) -> None:
@@ -97,6 +84,8 @@ def _register(depth: int) -> None:
         layers=("conv1", "layer1", "layer2", "layer3", "linear"),
         weights=f"resnet{depth}-*.th",
         folders=("weights_cifar_resnet",),
+        size="32 x 32",
+        preprocessing="whole image to 32 x 32 pixels (bicubic), mean and standard deviation of ImageNet",
     )
 
     @register_model(card)
@@ -106,10 +95,7 @@ def _register(depth: int) -> None:
             module = CifarResNet(depth)
         if not untrained:
             path = find_weights(card, weights)
-            try:
-                module.load_state_dict(load_state(path))
-            except RuntimeError as error:
-                raise ValueError(f"weights={path} do not fit {card.name}: {error}") from error
+            load_into(module, _as_named_here(load_state(path)), path, card.name)
         return Model(card.name, module.eval(), ImageInputs((32, 32), mean=IMAGENET_MEAN, std=IMAGENET_STD))
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import copyreg
 import dis
 import hashlib
+import os
 import sys
 import types
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,8 @@ def digest_of(value: object, name: str = "value") -> str:
         If part of it has no stable value, like a lock, an open file or a compiled object that cannot be pickled.
     """
     teller = _Teller()
+    if isinstance(value, nn.Module):
+        teller.read_ahead(value)
     try:
         teller.tell(value, name)
     except RecursionError as error:
@@ -62,6 +66,18 @@ class _Teller:
         self.met: dict[int, tuple[int, object]] = {}  # keeps what it met alive: a freed id may be given again
         self.kinds: dict[int, type] = {}
         self.files: set[str] = set()
+        self.contents: dict[int, bytes] = {}  # of tensors that were hashed already, by id
+
+    def read_ahead(self, module: nn.Module) -> None:
+        """Hash the tensors of a module at once, on every core: hashlib lets other threads run.
+
+        Where there is nothing plain to hash, the walk says so, by name.
+        """
+        if isinstance(module, torch.jit.ScriptModule):
+            return
+        tensors = {id(one): one for one in (*module.parameters(), *module.buffers()) if _is_plain(one)}
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            self.contents = dict(zip(tensors, pool.map(_content, tensors.values()), strict=True))
 
     def say(self, *words: object) -> None:
         for word in words:
@@ -139,12 +155,9 @@ class _Teller:
             self.tell(own[name], f"{where}.{name}")
 
     def tensor(self, tensor: torch.Tensor, where: str) -> None:
-        if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type == "meta":
+        if not _is_plain(tensor):
             raise CannotTell(f"{where} is a tensor without plain values")
-        value = tensor.detach().cpu().contiguous()
-        self.say("tensor", value.dtype, tuple(value.shape))
-        if value.numel():
-            self.hash.update(value.resolve_conj().resolve_neg().flatten().view(torch.uint8).numpy().data)
+        self.say("tensor", tensor.dtype, tuple(tensor.shape), self.contents.get(id(tensor)) or _content(tensor))
 
     def function(self, function: types.FunctionType, where: str) -> None:
         self.say("function", function.__module__, function.__qualname__)
@@ -220,6 +233,16 @@ class _Teller:
         if path and path not in self.files and Path(path).is_file():
             self.files.add(path)
             self.say("file", Path(path).read_bytes())
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    return tensor.layout == torch.strided and not tensor.is_quantized and tensor.device.type != "meta"
+
+
+def _content(tensor: torch.Tensor) -> bytes:
+    """SHA-256 of the values of a tensor, in order."""
+    value = tensor.detach().cpu().contiguous().resolve_conj().resolve_neg()
+    return hashlib.sha256(value.flatten().view(torch.uint8).numpy().data if value.numel() else b"").digest()
 
 
 def _is_library(place: str) -> bool:

@@ -1,14 +1,16 @@
-"""Sentences into token ids."""
+"""Sentences, and words in their context, into token ids."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .text.inputs import WordInputs
+from .text.surprisal import SURPRISAL
+from .text.words import tokenizer_digest
 from .vision import require_kind
 
 if TYPE_CHECKING:
@@ -26,10 +28,36 @@ class TextInputs:
     tokenizer
     longest : int or None
         Tokens that the model has positions for.
+    causal : bool
+        Whether the model reads from left to right: words in their context are then read in one pass.
     """
 
     tokenizer: Any
     longest: int | None = None
+    causal: bool = False
+
+    by_item = True  # a sentence does not depend on those beside it
+    leaves_out = (SURPRISAL,)  # of tokens, the first undefined: a sentence has no one value
+
+    def reading(
+        self, stimuli: StimulusSet, context: tuple[int, int] | None = None, pool: str | None = None
+    ) -> TextInputs | WordInputs:
+        """How these stimuli are read: sentences each for itself, words in their context.
+
+        Raises
+        ------
+        ValueError
+            If `context` or `pool` is given for sentences.
+        """
+        if stimuli.kind == "word":
+            return WordInputs(self.tokenizer, self.longest, self.causal, context, pool or "last")
+        for name, value in (("context", context), ("pool", pool)):
+            if value is not None:
+                raise ValueError(
+                    f"{name}={value!r} is read for words only (StimulusSet.from_words); these stimuli are "
+                    f"{stimuli.kind}s: leave it out, or take reduce="
+                )
+        return self
 
     def batches(self, stimuli: StimulusSet, size: int) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
         require_kind(stimuli, "sentence")
@@ -54,10 +82,7 @@ class TextInputs:
                 yield batch, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
     def spec(self) -> Mapping[str, Any]:
-        vocabulary = sorted(self.tokenizer.get_vocab().items())
-        backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        rules = backend.to_str() if backend is not None else repr(vocabulary)
-        return {"reader": type(self).__name__, "tokenizer": hashlib.sha256(rules.encode()).hexdigest()}
+        return {"reader": type(self).__name__, "tokenizer": tokenizer_digest(self.tokenizer)}
 
     def digest(self, stimuli: StimulusSet) -> str:
         return stimuli.content_hash

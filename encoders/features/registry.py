@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ...datasets.errors import unknown
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from torch import nn
 
     from ...datasets.stimuli import StimulusSet
 
 UNTRAINED = "-untrained"
+ZOOS = ("torchvision:", "timm:", "open_clip:")  # packages of vision models, see adapters.vision_zoo
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,10 @@ class ModelCard:
         Pattern of the file with the weights; empty for a model that has none.
     folders : tuple of str
         Folders below ``NEURALIGN_DATA`` in which the weights are looked for when no path is given.
+    size : str
+        What one input measures, like ``"224 x 224"``.
+    preprocessing : str
+        What happens to a stimulus before the model reads it.
     """
 
     name: str
@@ -49,6 +55,8 @@ class ModelCard:
     layers: tuple[str, ...] = ()
     weights: str = ""
     folders: tuple[str, ...] = ()
+    size: str = ""
+    preprocessing: str = ""
 
 
 class Inputs(Protocol):
@@ -85,6 +93,16 @@ class Model:
         What `extract` does with tokens when no reduction is named: sentences differ in length, so text models
         average, image models keep every position.
     card : ModelCard or None
+    axes : mapping of str to str
+        Order of the axes of layers, by pattern of their names, where it cannot be read off the module: one letter
+        each for n stimulus, c channel, t time, h height, w width.
+    clock : callable or None
+        When each token of a layer is: from the layer, its shape for one stimulus and the stimuli, to seconds (token,)
+        or None.
+    norm : str
+        How the last block, the final normalisation and what others call the last hidden state hang together.
+    special_tokens : int
+        Tokens before the first patch: the class token and registers.
     """
 
     name: str
@@ -93,13 +111,24 @@ class Model:
     layers: tuple[str, ...] = ()
     pool: str | None = None
     card: ModelCard | None = field(default=None, repr=False)
+    axes: Mapping[str, str] = field(default_factory=dict, repr=False)
+    clock: Callable[[str, tuple[int, ...], StimulusSet], np.ndarray | None] | None = field(default=None, repr=False)
+    norm: str = field(default="", repr=False)
+    special_tokens: int = 1
 
 
 Builder = Callable[[Path | None, bool, int], Model]  # weights, untrained, seed
 
 _BUILDERS: dict[str, tuple[ModelCard, Builder]] = {}
 # Importing one of these registers its models; other packages do the same through entry points.
-MODULES = ("controls", "cifar_resnet")
+MODULES = (
+    "controls",
+    "cifar_resnet",
+    "adapters.image_controls",
+    "adapters.video_controls",
+    "adapters.word_controls",
+    "adapters.sound_controls",
+)
 
 
 def register_model(card: ModelCard) -> Callable[[Builder], Builder]:
@@ -152,6 +181,7 @@ def load_model(
     untrained: bool = False,
     seed: int = 0,
     preprocess: Callable[[Any], torch.Tensor] | None = None,
+    trust_remote_code: bool = False,
 ) -> Model:
     """Build a model from its name.
 
@@ -160,11 +190,13 @@ def load_model(
     model : str, Model or torch.nn.Module
         A registered name (``neuralign models``), with ``-untrained`` at its end for a randomly initialised copy;
         ``package.module:factory``, a function that returns a module or a pair (module, preprocess);
-        ``transformers:NAME``, or a local folder with a ``config.json``, for whatever transformers can load;
-        or a module itself.
+        ``transformers:NAME``, or a local folder with a ``config.json``, for whatever transformers can load, with
+        ``#text`` or ``#vision`` behind it for one side of a model of images and text; ``torchvision:NAME``,
+        ``timm:NAME`` or ``open_clip:ARCHITECTURE/TAG`` where these packages are installed; or a module itself.
     weights : path, optional
         File, or folder that holds the file, with the weights. Default: the model's folder below the environment
-        variable ``NEURALIGN_DATA``.
+        variable ``NEURALIGN_DATA``. For torchvision, timm and open_clip a checkpoint of one's own. Files are read
+        without running code that they may hold, or refused.
     untrained : bool
         Random initialisation instead of the weights.
     seed : int
@@ -172,6 +204,8 @@ def load_model(
     preprocess : callable, optional
         From a PIL image to a tensor (channel, height, width), for a module or factory; it comes before what a
         factory returns.
+    trust_remote_code : bool
+        Run the code that a repository or folder of transformers brings along; without it such a model is refused.
 
     Returns
     -------
@@ -187,8 +221,10 @@ def load_model(
     """
     from . import vision
 
+    remote = True if trust_remote_code else None
     if isinstance(model, Model):
-        _refuse_unused(f"the model {model.name}, which is built already", weights=weights, preprocess=preprocess)
+        by = f"the model {model.name}, which is built already"
+        _refuse_unused(by, weights=weights, preprocess=preprocess, trust_remote_code=remote)
         if not untrained:
             return model
         return replace(model, name=model.name + UNTRAINED, module=vision.reinitialise(model.module, seed))
@@ -196,6 +232,8 @@ def load_model(
         model, untrained = model.removesuffix(UNTRAINED), True
     path = None if weights is None else Path(weights)
     _load_shipped()
+    if not _is_of_transformers(model):
+        _refuse_unused("what is not a model of transformers", trust_remote_code=remote)
     if not isinstance(model, str):
         _refuse_unused("a module, which holds its weights", weights=weights)
         built = vision.from_module(model, preprocess, type(model).__name__, untrained, seed)
@@ -205,12 +243,20 @@ def load_model(
         if not card.weights:
             _refuse_unused(f"{model}, which has no weights", weights=weights)
         built = builder(path, untrained, seed)
+        size = card.size or vision.input_size(built.inputs)
+        told = card.preprocessing or vision.preprocessing(built.inputs)
+        card = replace(card, size=size, preprocessing=told)
         built = replace(built, card=card, layers=built.layers or card.layers)
-    elif model.startswith("transformers:") or (Path(model) / "config.json").is_file():
+    elif _is_of_transformers(model):
         from .pretrained import from_transformers
 
         _refuse_unused("a model of transformers, whose folder holds both", weights=weights, preprocess=preprocess)
-        built = from_transformers(model.removeprefix("transformers:"), untrained, seed)
+        built = from_transformers(model.removeprefix("transformers:"), untrained, seed, trust_remote_code)
+    elif model.startswith(ZOOS):
+        from .adapters.vision_zoo import from_zoo
+
+        _refuse_unused(f"{model}, which has preprocessing of its own", preprocess=preprocess)
+        built = from_zoo(model, path, untrained, seed)
     elif ":" in model:
         _refuse_unused("a factory, which builds the trained model", weights=weights)
         built = vision.from_factory(model, preprocess, untrained, seed)
@@ -220,10 +266,17 @@ def load_model(
                 "model",
                 model,
                 sorted(_BUILDERS),
-                "Give a registered name, package.module:factory, transformers:NAME or a folder with config.json.",
+                "Give a registered name, package.module:factory, transformers:NAME, a folder with config.json, "
+                "torchvision:NAME, timm:NAME or open_clip:ARCHITECTURE/TAG.",
             )
         )
     return replace(built, name=built.name + UNTRAINED) if untrained and _has_weights(built) else built
+
+
+def _is_of_transformers(model: object) -> bool:
+    if not isinstance(model, str) or model in _BUILDERS:
+        return False
+    return model.startswith("transformers:") or (Path(model.partition("#")[0]) / "config.json").is_file()
 
 
 def _refuse_unused(by: str, **arguments: object) -> None:

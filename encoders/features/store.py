@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -17,6 +15,7 @@ import numpy as np
 
 from ...datasets.errors import unknown
 from ...datasets.rdms import stimulus_positions
+from .shards import Entry as Entry  # part of the store for everybody else
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +35,10 @@ class Features(Mapping):
         Height and width of the token grid, for layers whose tokens are places of a map.
     keys_ : mapping of str to str
         Content hash under which each layer is stored.
+    times : mapping of str to ndarray, shape (token,)
+        Seconds from the onset of the stimulus, for layers whose tokens follow each other in time.
+    info : mapping of str to mapping
+        What else is to be known about how they were computed, such as the context of every word.
     """
 
     model: str
@@ -43,6 +46,8 @@ class Features(Mapping):
     arrays: Mapping[str, np.ndarray]
     grids: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     keys_: Mapping[str, str] = field(default_factory=dict)
+    times: Mapping[str, np.ndarray] = field(default_factory=dict)
+    info: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for layer, array in self.arrays.items():
@@ -86,48 +91,39 @@ def key_of(parts: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
+# Where features lie and how they get there; no number depends on it.
+NOT_NUMBERS = (
+    "disk.py",
+    "engine/memory.py",
+    "engine/plan.py",
+    "engine/several.py",
+    "engine/writer.py",
+    "ledger.py",
+    "manifest.py",
+    "shards.py",
+    "upkeep.py",
+)
+# What numbers depend on besides the modules of this folder.
+NUMBERS_BESIDE = (
+    "datasets/filters.py",
+    "datasets/media.py",
+    "datasets/sources.py",
+    "datasets/stimuli.py",
+    "datasets/stimulus_sources.py",
+    "encoders/products.py",
+)
+
+
 @cache
 def code_digest() -> str:
     """Hash of the code that computes features: a changed formula is a changed key."""
     here = Path(__file__).parent
+    files = {path.relative_to(here).as_posix(): path for path in here.rglob("*.py")}
+    for name in NOT_NUMBERS:
+        files.pop(name, None)
+    files |= {f"../../{name}": here.parents[1] / name for name in NUMBERS_BESIDE}
     digest = hashlib.sha256()
-    read_by = [here.parents[1] / "datasets" / f"{name}.py" for name in ("filters", "media", "sources", "stimuli")]
-    for path in [*sorted(here.glob("*.py")), *read_by]:
-        digest.update(path.name.encode() + path.read_bytes())
+    for name, path in sorted(files.items()):
+        content = path.read_bytes()
+        digest.update(f"{name} {len(content)}\n".encode() + content)
     return digest.hexdigest()
-
-
-class Entry:
-    """One stored layer: ``features.npy`` beside ``entry.json``, in a folder named by the key."""
-
-    def __init__(self, root: Path, key: str) -> None:
-        self.folder = root / "features" / key[:2] / key
-
-    def read(self) -> np.ndarray | None:
-        """The array, memory-mapped; None if it is not there or damaged."""
-        try:
-            entry = json.loads((self.folder / "entry.json").read_text())
-            array = np.load(self.folder / "features.npy", mmap_mode="r")
-            whole = list(array.shape) == entry["shape"] and array.dtype == np.float32
-        except (OSError, ValueError, EOFError, KeyError, TypeError):
-            return None
-        n = max(1, len(array) * 2**24 // max(1, array.size))  # no mask as large as the array
-        return array if whole and all(np.isfinite(array[i : i + n]).all() for i in range(0, len(array), n)) else None
-
-    def write(self, array: np.ndarray, parts: Mapping[str, Any]) -> None:
-        """Store an array so that a reader finds all of it or nothing."""
-        draft = self.folder.parent / f".draft-{secrets.token_hex(8)}"
-        draft.mkdir(parents=True)
-        try:
-            np.save(draft / "features.npy", array)
-            entry = {"shape": list(array.shape), "made_from": parts}
-            (draft / "entry.json").write_text(json.dumps(entry, default=str))
-            try:
-                draft.rename(self.folder)
-            except OSError:
-                if self.read() is not None:  # another process was faster with the same features
-                    return
-                shutil.rmtree(self.folder, ignore_errors=True)
-                draft.rename(self.folder)
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)

@@ -24,6 +24,11 @@ DEFAULT_MEMORY = 2**30
 FLOATS = [np.float64, np.float32]  # what is neither becomes the first
 
 
+def floats_for(X: object) -> list[type]:
+    """Dtypes that features are computed in: half precision holds no more than float32 does."""
+    return FLOATS[::-1] if getattr(X, "dtype", None) == np.float16 else FLOATS
+
+
 class NamedScore:
     """An encoder with a parameter ``score`` beside the method of that name.
 
@@ -114,7 +119,7 @@ class AxisEncoder(RegressorMixin, MultiOutputMixin, BaseEstimator):
                 raise ValueError(f"X has {X.shape[1]} features; the fit had {self.n_features_in_}")
             return X
         refuse_tokens(X)
-        return validate_data(self, X, reset=False, dtype=FLOATS)
+        return validate_data(self, X, reset=False, dtype=floats_for(X))
 
     def _per_unit(self, values: np.ndarray) -> Any:
         """Without unit axis after a fit to a vector."""
@@ -138,7 +143,7 @@ class AxisEncoder(RegressorMixin, MultiOutputMixin, BaseEstimator):
             self.n_features_in_ = X.shape[1]
             return X
         refuse_tokens(X)
-        return validate_data(self, X, dtype=FLOATS, ensure_min_samples=2)
+        return validate_data(self, X, dtype=floats_for(X), ensure_min_samples=2)
 
     def _checked_responses(self, Y: Any, n: int) -> Responses:
         """Responses to be read by blocks; what is in memory is checked at once, the rest as it is read."""

@@ -19,7 +19,7 @@ from sklearn.utils.validation import assert_all_finite, check_array, validate_da
 from torch import Tensor
 
 from ..device import pick_device
-from .estimator import FLOATS, NamedScore, checked_groups, refuse_tokens
+from .estimator import FLOATS, NamedScore, checked_groups, floats_for, refuse_tokens
 from .folds import Rows, scored_folds
 
 EPS = torch.finfo(torch.float64).eps
@@ -276,7 +276,7 @@ class LowRankRegressor(NamedScore, RegressorMixin, MultiOutputMixin, BaseEstimat
     def _product(self, X, left: np.ndarray, right: np.ndarray) -> np.ndarray:
         """Predictions from the factors (feature, component) and (component, unit), in their dtype."""
         refuse_tokens(X)
-        X = validate_data(self, X, reset=False, dtype=FLOATS)
+        X = validate_data(self, X, reset=False, dtype=floats_for(X))
         device = pick_device(self.device)
         weights = torch.from_numpy(np.array(left)).to(device)  # torch wants what may be written
         scores = torch.empty(len(X), left.shape[1], dtype=weights.dtype, device=device)
@@ -304,7 +304,7 @@ class LowRankRegressor(NamedScore, RegressorMixin, MultiOutputMixin, BaseEstimat
         refuse_tokens(X)
         if Y is None:
             raise ValueError(f"{type(self).__name__} requires y to be passed, but the target y is None")
-        X = validate_data(self, X, dtype=FLOATS, ensure_min_samples=2)
+        X = validate_data(self, X, dtype=floats_for(X), ensure_min_samples=2)
         Y = check_array(Y, dtype=FLOATS, ensure_2d=False, ensure_all_finite="allow-nan", input_name="Y")
         if Y.ndim == 1:
             assert_all_finite(Y, input_name="Y")

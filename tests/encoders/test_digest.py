@@ -18,7 +18,7 @@ from torch import nn
 
 from neuralign.datasets import StimulusSet
 from neuralign.encoders import ImageInputs, extract
-from neuralign.encoders.features.digest import CannotTell, digest_of
+from neuralign.encoders.features.digest import CannotTell, _Teller, digest_of
 
 READ = ImageInputs((8, 8))
 
@@ -264,3 +264,17 @@ def test_an_object_that_preprocesses_is_told():
             self.gain, self.rng = gain, random.Random(0)
 
     assert digest_of(Crop(1)) == digest_of(Crop(1)) != digest_of(Crop(2))
+
+
+def test_tensors_hashed_side_by_side_are_those_hashed_one_by_one():
+    module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Linear(8, 8).half())
+    module.register_buffer("turned", torch.arange(6.0).reshape(2, 3).T)
+    module.register_buffer("empty", torch.zeros(0, 3))
+    module.register_buffer("waves", torch.arange(3.0).to(torch.complex64).conj())
+    walk = _Teller()
+    walk.tell(module, "module")
+    assert walk.contents == {} and walk.hash.hexdigest() == digest_of(module)
+    before = digest_of(module)
+    with torch.no_grad():
+        module[2].weight[7, 7] += 0.5
+    assert digest_of(module) != before

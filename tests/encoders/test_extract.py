@@ -7,7 +7,6 @@ import textwrap
 import traceback
 import types
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +18,6 @@ from neuralign.encoders import Features, ImageInputs, Model, extract, load_model
 from neuralign.encoders.features.digest import digest_of
 from neuralign.encoders.features.hooks import choose, trace
 from neuralign.encoders.features.reduce import parse_reduction
-from neuralign.encoders.features.store import Entry, code_digest
 
 
 @pytest.fixture
@@ -203,52 +201,6 @@ def test_stored_features_are_read_back_and_not_computed(stimuli, tmp_path, monke
     assert isinstance(second["conv"], np.memmap)
 
 
-@pytest.mark.parametrize(
-    "damage",
-    ["truncated", "empty", "no entry", "entry without shape", "entry of another kind", "not finite", "wrong shape"],
-)
-def test_damaged_entry_is_computed_again(stimuli, tmp_path, damage):
-    first = extract(build(), stimuli, "conv", preprocess=READ, cache=tmp_path)
-    folder = Entry(tmp_path, first.keys_["conv"]).folder
-    if damage == "truncated":
-        data = (folder / "features.npy").read_bytes()
-        (folder / "features.npy").write_bytes(data[: len(data) // 2])
-    elif damage == "empty":
-        (folder / "features.npy").write_bytes(b"")
-    elif damage == "no entry":
-        (folder / "entry.json").unlink()
-    elif damage.startswith("entry"):
-        (folder / "entry.json").write_text("{}" if "without" in damage else "[3]")
-    elif damage == "not finite":
-        np.save(folder / "features.npy", np.where(first["conv"] == first["conv"].max(), np.nan, first["conv"]))
-    else:
-        np.save(folder / "features.npy", np.zeros((2, 2)))
-    again = extract(build(), stimuli, "conv", preprocess=READ, cache=tmp_path)
-    np.testing.assert_array_equal(first["conv"], again["conv"])
-    assert Entry(tmp_path, first.keys_["conv"]).read() is not None
-
-
-def test_nothing_is_left_of_an_interrupted_write(stimuli, tmp_path, monkeypatch):
-    monkeypatch.setattr("pathlib.Path.rename", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):
-        extract(build(), stimuli, "conv", preprocess=READ, cache=tmp_path)
-    assert not [p for p in tmp_path.rglob("*") if p.is_file()]
-
-
-def test_a_faster_process_keeps_its_entry_and_the_umask_its_say(tmp_path):
-    entry = Entry(tmp_path, "ab12")
-    before = os.umask(0o027)
-    try:
-        entry.write(np.ones((2, 3), np.float32), {})
-    finally:
-        os.umask(before)
-    assert entry.folder.stat().st_mode & 0o777 == 0o750
-    inode = entry.folder.stat().st_ino
-    entry.write(np.ones((2, 3), np.float32), {})
-    assert entry.folder.stat().st_ino == inode
-    assert [path.name for path in entry.folder.parent.iterdir()] == ["ab12"]
-
-
 def test_what_is_not_read_does_not_change_the_key(stimuli, tmp_path, monkeypatch):
     base = keys(stimuli, cache=tmp_path)
     monkeypatch.setitem(sys.modules, "transformers", types.SimpleNamespace(__version__="0"))
@@ -266,14 +218,6 @@ def test_a_preprocessing_that_changes_for_real_images_alone_changes_the_key(stim
     assert keys(stimuli, cache=tmp_path, preprocess=read) == base
     monkeypatch.setenv("GAIN", "1.5")
     assert keys(stimuli, cache=tmp_path, preprocess=read) != base
-
-
-def test_code_that_reads_stimuli_counts(monkeypatch):
-    names = []
-    read = Path.read_bytes
-    monkeypatch.setattr(Path, "read_bytes", lambda path: names.append(path.name) or read(path))
-    code_digest.__wrapped__()
-    assert {"filters.py", "media.py", "stimuli.py", "sources.py", "digest.py"} <= set(names)
 
 
 # ------------------------------------------------------------------------------------------------ the module
@@ -353,7 +297,7 @@ def test_tokens_that_form_no_square_are_refused_by_layer(stimuli):
         def forward(self, x):
             return self.tokens(x[:, :, :3])
 
-    with pytest.raises(ValueError, match=r"layer 'tokens': reduce=2 .* square.*\(7, 3, 48\).*take 'mean'"):
+    with pytest.raises(ValueError, match=r"layer 'tokens': reduce=2 .* square.*\(\w+, 3, 48\).*take 'mean'"):
         extract(Tokens(), stimuli, "tokens", 2, preprocess=READ, cache=False)
     with pytest.raises(ValueError, match="reduce=2 averages places of images; of a sentence"):
         extract("pixels", StimulusSet.from_sentences(["a b"]), reduce=2, cache=False)

@@ -107,6 +107,88 @@ def test_every_setting_of_the_preprocessing_is_honoured(vision_folder, tmp_path,
         np.testing.assert_allclose(batch["pixel_values"][row], expected, atol=1e-4 * max(1, np.abs(expected).max()))
 
 
+PROCESSORS = [
+    ("ViTImageProcessor", {}),
+    ("ViTImageProcessor", {"rescale_factor": 0.01, "image_std": [0.1, 0.2, 0.3]}),
+    ("ViTImageProcessor", {"do_rescale": False}),
+    ("ViTImageProcessor", {"do_normalize": False}),
+    ("CLIPImageProcessor", {"size": {"shortest_edge": 36}, "crop_size": 32}),
+    ("CLIPImageProcessor", {"size": {"shortest_edge": 20}, "crop_size": 32}),  # the crop fills up with zeros
+    ("SiglipImageProcessor", {"size": {"height": 24, "width": 32}}),
+    ("ConvNextImageProcessor", {"size": {"shortest_edge": 32}, "crop_pct": 0.875}),
+    ("BitImageProcessor", {"size": {"shortest_edge": 36}, "crop_size": 32}),
+]
+
+
+@pytest.mark.parametrize(("name", "settings"), PROCESSORS)
+def test_decoding_and_finishing_equal_the_processor(vision_folder, tmp_path, name, settings):
+    """What workers and the device do apart is what the processor of transformers does at once."""
+    folder = shutil.copytree(vision_folder, tmp_path / "copy")
+    (folder / "preprocessor_config.json").write_text(json.dumps({"image_processor_type": name} | settings))
+    inputs = load_model(str(folder)).inputs
+    stimuli = StimulusSet.from_images(np.random.default_rng(0).integers(0, 256, (3, 41, 52, 3), np.uint8))
+    pixels = inputs.decode(stimuli, [2, 0])
+    assert all(one.dtype == np.uint8 and one.ndim == 3 and one.shape[2] == 3 for one in pixels)
+    stack = torch.from_numpy(np.stack(pixels))
+    before = stack.clone()
+    whole = inputs.finish({"anything": stack}, torch.device("cpu"))["pixel_values"]
+    assert whole.dtype == torch.float32 and whole.is_contiguous() and torch.equal(stack, before)
+    for one, row in zip(whole, [2, 0], strict=True):
+        truth = inputs.processor(images=[stimuli.image(row)], return_tensors="pt")["pixel_values"][0].float()
+        torch.testing.assert_close(one, truth, rtol=1e-6, atol=1e-6 * float(truth.abs().max()))
+    last = inputs.finish({"x": stack}, torch.device("cpu"), torch.channels_last)["pixel_values"]
+    assert last.is_contiguous(memory_format=torch.channels_last) and torch.equal(last, whole)
+    [(rows, batch)] = list(inputs.batches(stimuli[[2, 0]], 8))
+    assert rows == [0, 1] and torch.equal(batch["pixel_values"], whole)
+
+
+def test_a_processor_that_is_not_plain_arithmetic_runs_as_it_is(vision_folder, tmp_path):
+    folder = shutil.copytree(vision_folder, tmp_path / "copy")
+    settings = {"image_processor_type": "EfficientNetImageProcessor", "rescale_offset": True}
+    settings |= {"size": {"height": 32, "width": 32}, "include_top": True}
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    inputs = load_model(str(folder)).inputs
+    stimuli = StimulusSet.from_images(np.random.default_rng(0).integers(0, 256, (2, 40, 40, 3), np.uint8))
+    [(_, batch)] = list(inputs.batches(stimuli, 2))
+    for row in range(2):
+        truth = inputs.processor(images=[stimuli.image(row)], return_tensors="pt")["pixel_values"][0]
+        torch.testing.assert_close(batch["pixel_values"][row], truth)
+    assert not hasattr(inputs, "decode")  # include_top divides by the deviation once more
+
+
+@pytest.mark.parametrize("size", [(16, 16), (12, 20)])
+@pytest.mark.parametrize("shortest", [None, 24])
+def test_image_inputs_apart_and_at_once(size, shortest):
+    read = ImageInputs(size, shortest, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), "bilinear")
+    stimuli = StimulusSet.from_images(np.random.default_rng(0).integers(0, 256, (3, 41, 52, 3), np.uint8))
+    stack = torch.from_numpy(np.stack(read.decode(stimuli, [1, 2])))
+    assert stack.dtype == torch.uint8 and tuple(stack.shape) == (2, *size, 3)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        whole = read.finish({"x": stack}, torch.device("cpu"), layout)["x"]
+        assert whole.is_contiguous(memory_format=layout)
+        for one, row in zip(whole, [1, 2], strict=True):
+            image = stimuli.image(row)
+            if shortest:
+                image = image.resize((round(52 * 24 / 41), 24), 2)
+                left, top = (image.width - size[1]) // 2, (image.height - size[0]) // 2
+                image = image.crop((left, top, left + size[1], top + size[0]))
+            else:
+                image = image.resize(size[::-1], 2)
+            truth = (np.asarray(image) / 255 - (0.5, 0.4, 0.3)) / (0.2, 0.3, 0.4)
+            np.testing.assert_allclose(one, truth.transpose(2, 0, 1), atol=2e-6)
+            assert torch.equal(one, read.read(stimuli.image(row)))
+
+
+def test_images_of_ones_own_reader_that_differ_in_size_are_named():
+    stimuli = StimulusSet.from_images([np.zeros((8, 8, 3), np.uint8), np.zeros((8, 9, 3), np.uint8)])
+
+    def read(image):
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+    with pytest.raises(ValueError, match="'image-00001' and 'image-00002' differ in size"):
+        extract(torch.nn.ReLU(), stimuli, "output", preprocess=read, cache=False)
+
+
 def test_key_of_the_preprocessing(vision_folder, tmp_path):
     stimuli = StimulusSet.from_images(np.random.default_rng(0).integers(0, 256, (2, 40, 40, 3), np.uint8))
 

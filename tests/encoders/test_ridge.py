@@ -662,3 +662,11 @@ def test_a_fit_that_fails_leaves_weights_on_disk_alone(per_unit, tmp_path):
     with pytest.raises(ValueError, match="every unit of Y"):
         RidgeCV(weights=path, per_unit=per_unit).fit(X, np.full_like(Y, np.nan))
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+def test_features_of_half_precision_are_computed_in_single():
+    rng = np.random.default_rng(0)
+    X, Y = rng.normal(size=(60, 20)).astype(np.float16), rng.normal(size=(60, 3)).astype(np.float32)
+    half, single = (RidgeCV(alphas=[1.0, 10.0], cv=3).fit(given, Y) for given in (X, X.astype(np.float32)))
+    np.testing.assert_array_equal(half.coef_, single.coef_)
+    assert half.coef_.dtype == np.float32 and half.predict(X).dtype == np.float32

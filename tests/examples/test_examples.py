@@ -103,3 +103,14 @@ def test_reproduce_v4_benchmark(tmp_path, data_root):
 
 def test_v4_benchmark_says_why_it_is_skipped(tmp_path):
     assert run("reproduce_v4_benchmark.py", tmp_path, NEURALIGN_DATA=str(tmp_path)).startswith("skipped: ")
+
+
+def test_feature_extraction(tmp_path):
+    printed = run("feature_extraction.py", tmp_path, NEURALIGN_CACHE=str(tmp_path / "cache"))
+    seconds = dict(re.findall(r"(first|second) run: ([\d.]+) s", printed))
+    assert seconds.keys() == {"first", "second"}
+    agreement = [float(x) for x in re.findall(r"Spearman ([\d.]+)", printed)]
+    assert len(agreement) == 4 and min(agreement) > 0.95
+    cka = np.array([numbers(printed, layer)[0] for layer in ("conv1", "layer1", "layer2", "layer3")])
+    np.testing.assert_allclose(cka, cka.T, atol=1e-3)
+    np.testing.assert_allclose(np.diag(cka), 1, atol=1e-3)

@@ -106,7 +106,11 @@ def printed(text):
 def test_score_prints_a_table_and_only_progress_beside_it(tmp_path):
     done = shell("score", "pixels", *SMALL, *QUICK, cwd=tmp_path)
     assert done.returncode == 0
-    assert set(done.stderr.splitlines()) <= {"pixels: computing 1 of 1 layers", "pixels pixels: fitting"}
+    assert set(done.stderr.splitlines()) <= {
+        "pixels: 1 layer, 1 to compute",
+        "pixels: 1 layer, 1 stored",
+        "pixels pixels: fitting",
+    }
     first, second = done.stdout.split("\n\n")
     title, header, *body = first.splitlines()
     assert title == "simulated: r, 40 stimuli, 4 units a region (* best)"
@@ -296,15 +300,15 @@ def test_layers_of_a_model(cli):
     card, layers = out.split("\n\n")
     assert "Kay et al. 2008" in card
     assert rows(layers) == [
-        ["layer", "shape", "default"],
-        ["amplitude", "16 x 64 x 64"],
-        ["energy", "16 x 8 x 8", "*"],
-        ["output", "16 x 8 x 8"],
+        ["layer", "shape", "depth", "default"],
+        ["amplitude", "16 x 64 x 64", "0.5"],
+        ["energy", "16 x 8 x 8", "1.0", "*"],
+        ["output", "16 x 8 x 8", "1.0"],
     ]
     code, out, _ = cli("models", "resnet20-cifar-untrained")
     assert code == 0
     assert "random weights" in out
-    assert ["layer3", "64 x 8 x 8", "*"] in rows(out)
+    assert ["layer3", "64 x 8 x 8", "1.0", "*"] in rows(out)
     layers = {one["layer"]: one["shape"] for one in json.loads(cli("models", "resnet20-cifar-untrained", "--json")[1])}
     assert layers["conv1"] == "16 x 32 x 32"
     assert layers["linear"] == "10"
@@ -583,7 +587,7 @@ def test_units_that_cannot_be_scored_are_counted_once(cli, recording, tmp_path):
     holes.save(tmp_path / "holes.h5")
     code, out, err = cli("score", "pixels", "holes.h5", *QUICK)
     assert code == 0
-    assert [line for line in err.splitlines() if "fitting" not in line and "computing" not in line] == [
+    assert [line for line in err.splitlines() if "fitting" not in line and "1 layer, " not in line] == [
         "warning: 5 of 16 units are constant or lack responses; their scores are NaN"
     ]
     assert "up to 4 units a region" in out

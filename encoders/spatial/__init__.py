@@ -1,0 +1,1 @@
+"""Encoders that read places of a stimulus: tokens on a grid."""
