@@ -17,8 +17,8 @@ MAY_IMPORT = {
 }
 OURS = {"neuralign", *MAY_IMPORT}
 HEAVY = [
-    "dask", "jinja2", "matplotlib", "mne", "networkx", "nilearn", "numba", "ripser", "rsatoolbox", "torch",
-    "transformers", "xarray",
+    "dask", "jinja2", "matplotlib", "mne", "networkx", "nibabel", "nilearn", "numba", "pooch", "requests", "ripser",
+    "rsatoolbox", "safetensors", "tokenizers", "torch", "transformers", "xarray",
 ]  # fmt: skip
 
 

@@ -1,0 +1,1 @@
+../../neuralign/cache_cli.py

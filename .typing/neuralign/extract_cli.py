@@ -1,0 +1,1 @@
+../../neuralign/extract_cli.py

@@ -1,0 +1,1 @@
+../../neuralign/options.py
