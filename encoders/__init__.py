@@ -25,22 +25,45 @@ if TYPE_CHECKING:
     from .linear.pls import PLSRegression
     from .linear.reduced_rank import ReducedRankRidge
     from .linear.ridge import Ridge, RidgeCV
+    from .routing.attention import AttentionRouter
+    from .routing.ensemble import LayerEnsemble
+    from .routing.in_context import InContextEncoder
+    from .routing.learning_curve import learning_curve
+    from .routing.maps import RoutingMaps
+    from .routing.population import PopulationPriorRidge
+    from .spatial.factorized import FactorizedReadout
+    from .spatial.gaussian import GaussianReadout
+    from .spatial.pooling_grid import PoolingGridReadout
+    from .spatial.ridge import RidgeReadout
+    from .spatial.semantic_transformer import SemanticTransformerReadout
+    from .spatial.store import TokenStore
 
 __all__ = [
     "PCA",
+    "AttentionRouter",
     "BandedRidgeCV",
     "Delays",
+    "FactorizedReadout",
     "Features",
+    "GaussianReadout",
     "ImageInputs",
+    "InContextEncoder",
     "KernelRidgeCV",
+    "LayerEnsemble",
     "Model",
     "ModelCard",
     "PLSRegression",
+    "PoolingGridReadout",
+    "PopulationPriorRidge",
     "ReducedRankRidge",
     "Reduction",
     "Ridge",
     "RidgeCV",
+    "RidgeReadout",
+    "RoutingMaps",
+    "SemanticTransformerReadout",
     "SpectralDesign",
+    "TokenStore",
     "WordInputs",
     "clip_frames",
     "extract",
@@ -48,6 +71,7 @@ __all__ = [
     "from_huth",
     "from_mtrf",
     "gram",
+    "learning_curve",
     "load_model",
     "load_state",
     "model_cards",
@@ -62,20 +86,31 @@ __all__ = [
 
 # torch takes a second to import; a name brings it in when it is first used.
 _HOMES = {
+    "AttentionRouter": ".routing.attention",
     "BandedRidgeCV": ".linear.banded",
     "Delays": ".linear.delays",
+    "FactorizedReadout": ".spatial.factorized",
     "Features": ".features.store",
+    "GaussianReadout": ".spatial.gaussian",
     "ImageInputs": ".features.vision",
+    "InContextEncoder": ".routing.in_context",
     "KernelRidgeCV": ".linear.kernel",
+    "LayerEnsemble": ".routing.ensemble",
     "Model": ".features.registry",
     "ModelCard": ".features.registry",
     "PCA": ".features.pca",
     "PLSRegression": ".linear.pls",
+    "PoolingGridReadout": ".spatial.pooling_grid",
+    "PopulationPriorRidge": ".routing.population",
     "ReducedRankRidge": ".linear.reduced_rank",
     "Reduction": ".features.reduce",
     "Ridge": ".linear.ridge",
     "RidgeCV": ".linear.ridge",
+    "RidgeReadout": ".spatial.ridge",
+    "RoutingMaps": ".routing.maps",
+    "SemanticTransformerReadout": ".spatial.semantic_transformer",
     "SpectralDesign": ".linear.design",
+    "TokenStore": ".spatial.store",
     "WordInputs": ".features.text.inputs",
     "clip_frames": ".features.adapters.video",
     "extract": ".features.extract",
@@ -83,6 +118,7 @@ _HOMES = {
     "from_huth": ".linear.conventions",
     "from_mtrf": ".linear.conventions",
     "gram": ".features.extract",
+    "learning_curve": ".routing.learning_curve",
     "load_model": ".features.registry",
     "load_state": ".features.adapters.checkpoints",
     "model_cards": ".features.registry",

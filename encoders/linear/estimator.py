@@ -21,7 +21,7 @@ from .responses import Responses
 
 DEFAULT_ALPHAS = np.logspace(-2, 8, 21)
 DEFAULT_MEMORY = 2**30
-FLOATS = [np.float64, np.float32]  # what is neither becomes the first
+FLOATS: list[type] = [np.float64, np.float32]  # what is neither becomes the first
 
 
 def floats_for(X: object) -> list[type]:
