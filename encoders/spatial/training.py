@@ -277,8 +277,14 @@ class Trainer:
 
     def _after_epoch(self, loss: float, began: float) -> None:
         """Validation r of the weights as they are, which are kept where they are the best."""
-        r, progress = self._validation_r(), self.progress
+        (r, size), progress = self._validation_r(), self.progress
         score, epoch = mean_r(r), len(progress.history)
+        # One step can throw all weights far away, and the direction of what they predict may still be right.
+        bound = BLOWN_UP * max(1.0, abs(progress.start_loss)) if self.how.loss == "mse" else np.finfo(float).max
+        if epoch and not size <= bound:
+            progress.stopped = "diverged"
+            self._record(epoch, loss, np.nan, began)
+            return
         if score > progress.best_score or not epoch:
             progress.best_epoch, progress.best_score, progress.best_r = epoch, score, r
             self.best = snapshot(self.module)
@@ -290,15 +296,18 @@ class Trainer:
         self.progress.history.append({"epoch": epoch, "loss": loss, "validation_r": shown, "seconds": seconds})
 
     @torch.no_grad()
-    def _validation_r(self) -> np.ndarray:
+    def _validation_r(self) -> tuple[np.ndarray, float]:
+        """Validation r of each unit, and the mean square of what is predicted."""
         self.module.eval()
+        squares, numbers = 0.0, 0
         moments = StreamingCorrelation(self.Y.shape[1], self.device if self.device.type == "cuda" else "cpu")
         batches = row_batches(self.validation_rows, self.how.batch_size)
         for rows, x in zip(batches, self.feed.each(batches), strict=True):
             index = torch.from_numpy(rows).to(self.device)
             responses = self.loss.link(self._outputs(self.module, x))
+            squares, numbers = squares + float(responses.double().square().sum()), numbers + responses.numel()
             moments.update(responses, self.Y[index], None if self.known is None else self.known[index])
-        return moments.r()
+        return moments.r(), squares / max(numbers, 1)
 
     def _identity(
         self, module: nn.Module, tokens: Tokens, Y: Tensor, known: Tensor | None, standard: tuple[Tensor, Tensor]

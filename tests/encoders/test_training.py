@@ -374,6 +374,13 @@ def test_diverging_training_stops_with_the_last_good_weights():
     assert len(encoder.history_) == 2
 
 
+def test_one_step_that_throws_the_weights_away_is_divergence():
+    X, Y = world(100)
+    with pytest.warns(UserWarning, match=r"diverged in epoch 1 .* weights of epoch 0"):
+        encoder = LinearReadout(lr=1e12, batch_size=len(X), epochs=5).fit(X, Y)
+    assert np.abs(encoder.predict(X)).max() < 100
+
+
 def test_divergence_after_good_epochs_keeps_the_best():
     class Breaks(LinearReadout):
         def _build(self, setup, lr):
@@ -389,7 +396,7 @@ def test_divergence_after_good_epochs_keeps_the_best():
             return module
 
     X, Y = world(200)
-    with pytest.warns(UserWarning, match=r"diverged in epoch 5 .* weights of epoch 3 \(validation r 0\.\d+\)"):
+    with pytest.warns(UserWarning, match=r"diverged in epoch 4 .* weights of epoch 3 \(validation r 0\.\d+\)"):
         encoder = Breaks(lr=1e-2, batch_size=90).fit(X, Y)
     assert same(LinearReadout(lr=1e-2, batch_size=90, epochs=3).fit(X, Y).module_, encoder.module_)
 
