@@ -23,6 +23,7 @@ from .score import COLUMNS, Evidence
 if TYPE_CHECKING:
     import h5py
 
+    from ..encoders.routing.maps import RoutingMaps
     from .inference import ModelComparison
     from .topology import Identification
 
@@ -41,8 +42,8 @@ def save_results(table: pd.DataFrame, path: str | Path) -> None:
         From `align.score`, `align.rsa` or `load_results`.
     path : str or Path
         ``.csv``: the table. ``.json``: a list with one record per row, missing numbers as null. ``.h5``: the
-        table and the evidence behind it, from which `align.report` draws, comparisons of models among it; RDMs are
-        kept as float32.
+        table and the evidence behind it, from which `align.report` draws, comparisons of models and routing maps
+        among it; RDMs are kept as float32.
 
     Raises
     ------
@@ -222,6 +223,8 @@ def _save_hdf5(table: pd.DataFrame, path: Path) -> None:
             _write_fields(found, comparison)
         if evidence.identification is not None:
             _write_fields(group.create_group("identification"), evidence.identification)
+        if evidence.routing is not None:
+            _write_fields(group.create_group("routing"), evidence.routing)
 
 
 def _read_hdf5(file: h5py.File) -> pd.DataFrame:
@@ -241,6 +244,7 @@ def _read_hdf5(file: h5py.File) -> pd.DataFrame:
         provenance=json.loads(group.attrs["provenance"]),
         comparison=_read_comparisons(group["comparison"]) if "comparison" in group else {},
         identification=_read_identification(group["identification"]) if "identification" in group else None,
+        routing=_read_routing(group["routing"]) if "routing" in group else None,
     )
     return table
 
@@ -260,6 +264,12 @@ def _read_identification(group: h5py.Group) -> Identification:
     from .topology import Identification
 
     return Identification(**_read_fields(group))
+
+
+def _read_routing(group: h5py.Group) -> RoutingMaps:
+    from ..encoders.routing.maps import RoutingMaps
+
+    return RoutingMaps(**_read_fields(group))
 
 
 def _write_fields(group: h5py.Group, found: Any) -> None:

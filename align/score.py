@@ -13,6 +13,7 @@ import pandas as pd
 
 if TYPE_CHECKING:
     from ..datasets.rdms import RDMs
+    from ..encoders.routing.maps import RoutingMaps
     from .inference import ModelComparison
     from .topology import Identification
 
@@ -111,6 +112,8 @@ class Evidence:
         Per region, how its models compare with each other; empty where they were not.
     identification : Identification or None
         How often regions or layers were told apart, by thresholds of a topological transform.
+    routing : RoutingMaps or None
+        Where the encoder's attention lies in the stimuli.
     """
 
     units: pd.DataFrame = field(default_factory=pd.DataFrame)
@@ -119,6 +122,7 @@ class Evidence:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     comparison: Mapping[str, ModelComparison] = field(default_factory=dict)
     identification: Identification | None = None
+    routing: RoutingMaps | None = None
 
     def __deepcopy__(self, memo: dict) -> Evidence:
         return self  # pandas deep-copies `attrs` at every step, and this never changes

@@ -17,9 +17,10 @@ def report(results: pd.DataFrame | Sequence[Any], path: str | Path) -> Path:
 
     Parameters
     ----------
-    results : pandas.DataFrame or sequence
+    results : pandas.DataFrame, RoutingMaps or sequence
         Tables from `align.score` and `align.rsa`, or from `align.load_results`, and beside them what
-        `align.model_comparison` and `align.topology.identify` return. Figures of units, RDMs and
+        `align.model_comparison`, `align.topology.identify` and ``AttentionRouter.routing`` return; routing maps may
+        stand alone. They are drawn over pictures after ``maps.with_stimuli(stimuli)``. Figures of units, RDMs and
         stimuli need the evidence in ``table.attrs["evidence"]``, which the ``.h5`` files of
         `align.save_results` keep and ``.csv`` and ``.json`` do not; what is missing is left out.
     path : str or Path
@@ -33,7 +34,8 @@ def report(results: pd.DataFrame | Sequence[Any], path: str | Path) -> Path:
     Raises
     ------
     ValueError
-        Without any table or row, for a table without the columns of `Score`, or if `path` is a folder.
+        Without routing maps and any table or row, for a table without the columns of `Score`, for maps of one cell,
+        or if `path` is a folder.
     FileNotFoundError
         If the folder of `path` does not exist.
     """
@@ -41,13 +43,14 @@ def report(results: pd.DataFrame | Sequence[Any], path: str | Path) -> Path:
     given: list[Any] = list(results) if several else [results]
     beside = [found for found in map(_evidence, given) if found is not None]
     tables = [one for one in given if _evidence(one) is None]
-    if not tables:
+    mapped = any(found.routing is not None for found in beside)
+    if not tables and not mapped:
         found = "holds no table" if given else "is an empty list"
         raise ValueError(f"results {found}; give at least one table from align.score or align.rsa.")
     for k, one in enumerate(given):
         if _evidence(one) is None:
             check_table(one, f"results[{k}]" if several else "results")
-    if not any(len(table) for table in tables):
+    if not mapped and not any(len(table) for table in tables):
         raise ValueError("results has no rows; there is nothing to report.")
     path = check_target(path)
 
@@ -58,12 +61,17 @@ def report(results: pd.DataFrame | Sequence[Any], path: str | Path) -> Path:
 
 
 def _evidence(one: Any) -> Evidence | None:
-    """A comparison of models or an identification as evidence without a table; None for all else."""
+    """A comparison of models, an identification or routing maps as evidence without a table; None for all else."""
     if isinstance(one, pd.DataFrame):
         return None
+    from ...encoders.routing.maps import RoutingMaps
     from ..inference import ModelComparison
     from ..topology import Identification
 
+    if isinstance(one, RoutingMaps):
+        if one.n_cells == 1:
+            raise ValueError("results holds routing maps of one cell, which show nothing; extract with reduce=6, or so")
+        return Evidence(routing=one)
     if isinstance(one, ModelComparison):
         return Evidence(comparison={"": one})
     return Evidence(identification=one) if isinstance(one, Identification) else None

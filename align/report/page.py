@@ -15,11 +15,12 @@ from jinja2 import Environment, FileSystemLoader
 from ..bands import is_part
 from ..provenance import provenance
 from ..results import NUMBERS, csv_text
-from ..score import COLUMNS, Evidence
+from ..score import COLUMNS, Evidence, tabulate
 from . import figures
 from .inference_sections import comparison_section, identification_section, time_section
 from .parts import Picture, Section, ceiling_words, picture
 from .rdm_sections import gallery_section, layer_section, map_section
+from .routing_sections import routing_headlines, routing_lede, routing_section
 from .summary import (
     averaged,
     best_layers,
@@ -33,6 +34,7 @@ from .summary import (
 )
 
 if TYPE_CHECKING:
+    from ...encoders.routing.maps import RoutingMaps
     from ..inference import ModelComparison
 
 MOST_SUBJECTS = 8
@@ -41,9 +43,9 @@ CONSTANTS = ("dataset", "formula", "seed")
 
 
 def render(tables: list[pd.DataFrame], beside: Sequence[Evidence] = ()) -> str:
-    """The page about these tables of scores, and about evidence beside them, as text."""
+    """The page about these tables of scores, and about evidence beside them, as text; either may be missing."""
     tables = [table for table in tables if len(table)]
-    table = pd.concat([_bare(part) for part in tables], ignore_index=True)
+    table = pd.concat([_bare(part) for part in tables], ignore_index=True) if tables else tabulate([])
     named = table.assign(target=targets(table.drop(columns="target", errors="ignore")))
     named = named.drop_duplicates([*COLUMNS, *{"time"}.intersection(named)])
     # Parts of a score stand in the table; they are no scores to be ranked or drawn as a profile.
@@ -54,6 +56,7 @@ def render(tables: list[pd.DataFrame], beside: Sequence[Evidence] = ()) -> str:
     sections = [
         _score_section("Encoding scores", scores, _SCORE_HEATMAP, _SCORE_PROFILE),
         _unit_section(table[~is_part(table)], evidence),
+        routing_section(evidence),
         gallery_section(evidence),
         _score_section("RSA scores", static, _RSA_HEATMAP, _RSA_PROFILE),
         time_section(timed),
@@ -62,6 +65,7 @@ def render(tables: list[pd.DataFrame], beside: Sequence[Evidence] = ()) -> str:
         map_section(evidence),
         layer_section(evidence),
     ]
+    routes = [found.routing for _, found in evidence if found.routing is not None]
     page = Environment(
         loader=FileSystemLoader(Path(__file__).with_name("templates")),
         autoescape=True,
@@ -69,12 +73,17 @@ def render(tables: list[pd.DataFrame], beside: Sequence[Evidence] = ()) -> str:
         lstrip_blocks=True,
     ).get_template("page.html")
     return page.render(
-        lede=_lede(table),
-        headlines=list(_all_headlines(scores, geometry, _comparisons(named, evidence))),
+        lede=" ".join([*([_lede(table)] if len(table) else []), *map(routing_lede, routes)]),
+        headlines=[
+            *_all_headlines(scores, geometry, _comparisons(named, evidence)),
+            *_routing_headlines(routes, table),
+        ],
         sections=[section for section in sections if section is not None],
         table=_table(table),
         csv="data:text/csv;charset=utf-8;base64," + base64.b64encode(csv_text(table).encode()).decode(),
         makings=[(_what(part), _making(found.provenance)) for part, found in evidence if found.provenance],
+        has_table=len(table) > 0,
+        has_routing=len(routes) > 0,
         has_scores=len(scores) > 0,
         has_geometry=len(geometry) > 0,
         has_time=len(timed) > 0,
@@ -138,6 +147,16 @@ def _all_headlines(
             heading = name if len(other) or len(formulas) > 1 else ""
             on = {target: found for (made, target), found in comparisons.items() if made == formula}
             yield (f"{heading}: {formula}" if len(formulas) > 1 else heading), headlines(rows, on)
+
+
+def _routing_headlines(routes: Sequence[RoutingMaps], table: pd.DataFrame) -> Iterator[tuple[str, list[str]]]:
+    """Sentences about routing maps, with whose they are where that is not plain."""
+    for k, maps in enumerate(routes, 1):
+        sentences = routing_headlines(maps)
+        if sentences:
+            plain = not len(table) and len(routes) == 1
+            which = maps.name or (f"maps {k}" if len(routes) > 1 else "")
+            yield "" if plain else f"Routing: {which}" if which else "Routing", sentences
 
 
 def _count(n: int, singular: str, plural: str = "") -> str:

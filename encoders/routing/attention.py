@@ -410,8 +410,8 @@ class AttentionRouter(GradientReadout):
         Parameters
         ----------
         kind : {"query", "map"}
-            Cosine between what queries look for in the keys, all heads side by side; or correlation of the maps that
-            they make of X, over stimuli, heads and cells.
+            Cosine between what queries look for in the keys, all heads side by side; or correlation of the maps (means
+            over heads) that they make of X, over stimuli and cells: `RoutingMaps.similarity`.
         X : tokens
             For "map".
 
@@ -430,17 +430,15 @@ class AttentionRouter(GradientReadout):
         if kind == "map":
             if X is None:
                 raise ValueError("kind='map' compares maps of stimuli: pass X, the tokens of some")
-            flat = self.routing(X, reduce=None).weights.swapaxes(0, 1).reshape(len(self.regions_), -1)
-            similar = np.corrcoef(flat) if len(flat) > 1 else np.ones((1, 1))
-        else:
-            router = self._routed().router
-            with torch.no_grad():
-                u, s = router.routes()
-            found = s if u is None else u
-            assert found is not None
-            looks = found.double().reshape(router.n_queries, -1)
-            looks = looks / looks.norm(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
-            similar = (looks @ looks.T).numpy()
+            return self.routing(X).similarity()
+        router = self._routed().router
+        with torch.no_grad():
+            u, s = router.routes()
+        found = s if u is None else u
+        assert found is not None
+        looks = found.double().reshape(router.n_queries, -1)
+        looks = looks / looks.norm(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
+        similar = (looks @ looks.T).numpy()
         return pd.DataFrame(similar, index=list(self.regions_), columns=list(self.regions_))
 
     def refit_heads(self, X, Y, alphas: Any = None, rows: Any = None) -> Self:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 AXES = ("stimulus", "query", "head", "y", "x")
 OFF_ONE = 0.02  # how far from one a map may add up; bfloat16 has eight bits
+CHUNK = 2**25  # bytes of maps in float64 at a time
 UNIFORM = 1e-5  # spread of a map, as a share of its mean, below which it is rounding
 
 
@@ -106,11 +107,11 @@ class RoutingMaps:
         return len(self.stimulus_ids)
 
     def __repr__(self) -> str:
-        heads = "mean over heads" if self.reduced else f"{self.n_heads} {'head' if self.n_heads == 1 else 'heads'}"
+        heads = "mean over heads" if self.reduced else f"heads: {self.n_heads}"
         title = f" {self.name!r}" if self.name else ""
         height, width = self.weights.shape[3:]
         cells = f"{width} tokens" if self.grid is None else f"{height} x {width} cells"
-        return f"<RoutingMaps{title}: {len(self)} stimuli, {len(self.queries)} queries, {heads}, {cells}>"
+        return f"<RoutingMaps{title} of {cells}: stimuli: {len(self)}, queries: {len(self.queries)}, {heads}>"
 
     @property
     def n_heads(self) -> int:
@@ -147,7 +148,7 @@ class RoutingMaps:
                 raise ValueError(unknown("query", one, self.queries))
         ids = list(self.stimulus_ids) if stimulus_ids is None else _listed(stimulus_ids)
         rows = stimulus_positions(self.stimulus_ids, ids, "the routing maps")
-        columns = [self.queries.index(one) for one in wanted]
+        columns = np.array([self.queries.index(one) for one in wanted], np.intp)
         return dataclasses.replace(
             self,
             weights=self.weights[np.ix_(rows, columns)],
@@ -255,19 +256,17 @@ class RoutingMaps:
         DataFrame, shape (query, query)
             NaN for queries whose maps are even, with one warning that counts them.
         """
-        mean = self.mean_heads().weights[:, :, 0].astype(np.float64)
-        deviation = mean - mean.mean((2, 3), keepdims=True)
-        rows = deviation.transpose(1, 0, 2, 3).reshape(len(self.queries), -1)
-        size = np.sqrt((rows**2).mean(1))
-        even = size * self.n_cells < UNIFORM
+        products = sum(np.tensordot(part, part, ((0, 2), (0, 2))) for part in self._deviations())
+        size = np.sqrt(np.diag(products))
+        even = size / np.sqrt(len(self) * self.n_cells) * self.n_cells < UNIFORM
         if even.any():
             warnings.warn(
                 f"{int(even.sum())} of {len(even)} queries attend evenly to all cells; their similarity is NaN",
                 UserWarning,
                 stacklevel=2,
             )
-        unit = rows / np.where(even, np.nan, size)[:, None]
-        found = unit @ unit.T / rows.shape[1]
+        known = np.where(even, np.nan, size)
+        found = products / known / known[:, None]
         return pd.DataFrame(np.clip(found, -1, 1), index=pd.Index(self.queries, name="query"), columns=self.queries)
 
     def variation(self) -> pd.Series:
@@ -281,10 +280,11 @@ class RoutingMaps:
         Series, shape (query,)
             NaN for one stimulus, and for queries that attend evenly.
         """
-        mean = self.mean_heads().weights[:, :, 0].astype(np.float64)
-        deviation = mean - mean.mean((2, 3), keepdims=True)
-        total = (deviation**2).mean((0, 2, 3))
-        fixed = (deviation.mean(0) ** 2).mean((1, 2))
+        total, mean = np.zeros(len(self.queries)), np.zeros((len(self.queries), self.n_cells))
+        for part in self._deviations():
+            total += (part**2).sum((0, 2)) / (len(self) * self.n_cells)
+            mean += part.sum(0) / len(self)
+        fixed = (mean**2).mean(1)
         undefined = (np.sqrt(total) * self.n_cells < UNIFORM) | (len(self) == 1)
         share = 1 - fixed / np.where(undefined, np.nan, total)
         return pd.Series(share, index=pd.Index(self.queries, name="query"), name="variation")
@@ -345,7 +345,7 @@ class RoutingMaps:
         if "category" not in objects:
             raise ValueError(f"objects has the columns {', '.join(map(str, objects))}; expected category among them")
         grid = self._places("attention on objects")
-        flat = self.mean_heads().weights.reshape(len(self), len(self.queries), -1).astype(np.float64)
+        flat = self.mean_heads().weights.reshape(len(self), len(self.queries), -1)
         peak = flat.argmax(-1)
         rows = []
         for category, boxes in objects.groupby("category", sort=False):
@@ -358,7 +358,7 @@ class RoutingMaps:
             for k, query in enumerate(self.queries):
                 found = {
                     "mass": (cover * flat[holds, k]).sum(1).mean(),
-                    "mass_by_chance": cover.mean(0) @ flat[:, k].mean(0),
+                    "mass_by_chance": cover.mean(0) @ flat[:, k].mean(0, dtype=np.float64),
                     "hits": cells[np.arange(n), peak[holds, k]].mean(),
                     "hits_by_chance": cells.mean(0)[peak[:, k]].mean(),
                 }
@@ -430,6 +430,14 @@ class RoutingMaps:
         if hasattr(images, "images"):
             return self.with_stimuli(images)
         return dataclasses.replace(self, images=np.asarray(images))
+
+    def _deviations(self) -> Iterator[np.ndarray]:
+        """Maps (mean over heads) minus even attention, (stimulus, query, cell), some stimuli at a time."""
+        step = max(1, CHUNK // (8 * len(self.queries) * self.n_cells))
+        for start in range(0, len(self), step):
+            mean = self.weights[start : start + step].mean(2, dtype=np.float64)
+            mean = mean.reshape(len(mean), len(self.queries), self.n_cells)
+            yield mean - mean.mean(2, keepdims=True)
 
     def _places(self, what: str) -> tuple[int, int]:
         """The grid of maps that have one."""

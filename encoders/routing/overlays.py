@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
 
 from .places import corners
@@ -49,8 +50,8 @@ def draw(
     norm = Normalize(1, max(float(np.quantile(lift.max((2, 3)), 0.9)), 1.5))
     pictured = shown.images is not None
     n_rows, n_columns = len(shown.queries) + pictured, len(shown)
-    fig = Figure(figsize=(SIDE * n_columns + 1.6, SIDE * n_rows + 0.35), layout="constrained")
-    fig.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)  # type: ignore[union-attr]
+    tight = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
+    fig = Figure(figsize=(SIDE * n_columns + 1.6, SIDE * n_rows + 0.35), layout=tight)
     axes = fig.subplots(n_rows, n_columns, squeeze=False)
     for column, name in enumerate(shown.stimulus_ids):
         rows = None if outlined is None else outlined.index[outlined["stimulus"] == name]
@@ -67,14 +68,14 @@ def draw(
                 _outline(ax, outlined.loc[rows], None if named is None else named[rows])
             if column == 0:
                 label = "stimulus" if query < 0 else _short(shown.queries[query], 22)
-                ax.set_ylabel(label, rotation=0, ha="right", va="center", labelpad=6)
+                ax.set_ylabel(label, rotation=0, ha="right", va="center", labelpad=6, color="black")
             if row == 0:
                 ax.set_title(_short(name, 18), fontsize=7.5, fontweight="normal", loc="center", pad=3)
     bar = fig.colorbar(
         ScalarMappable(norm, HEAT), ax=axes, fraction=0.02, pad=0.01, aspect=45, extend="max", extendfrac=0.02
     )
     bar.set_label("attention, in multiples of even attention")
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
     return fig
 
 
