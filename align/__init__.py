@@ -4,6 +4,7 @@ from .bands import score_bands
 from .best_layer import best_layer
 from .ceiling import estimate_ncsnr, ncsnr_ceiling, split_half_ceiling
 from .compare import compare, rsa_ceiling
+from .discriminative import most_discriminative
 from .encoding import score
 from .explainable import (
     cc_max,
@@ -13,9 +14,11 @@ from .explainable import (
     signal_power,
     signal_power_explained,
 )
+from .guidance import guide
 from .inference import ModelComparison, bonferroni, compare_models
 from .multiple import cluster_p, fdr, grid_adjacency, max_statistic_p
 from .noise import noise_covariance, noise_precision, repeat_residuals
+from .objectives import objective
 from .partition import variance_partition
 from .permutation import PermutationTest, permutation_test
 from .power import rsa_power
@@ -27,6 +30,7 @@ from .rsa import model_comparison, rsa
 from .schemes import block_shuffles, circular_shifts
 from .score import Score
 from .searchlight import Neighbourhoods, searchlight, surface_neighbours, volume_neighbours
+from .selectivity import ascend, project_weights, rank_stimuli
 from .similarity import SimilarityCard, similarity
 from .similarity import card as similarity_card
 from .similarity import estimator as similarity_estimator
@@ -45,6 +49,7 @@ __all__ = [
     "SelectedRDM",
     "SimilarityCard",
     "WeightedRDM",
+    "ascend",
     "best_layer",
     "block_shuffles",
     "bonferroni",
@@ -58,16 +63,21 @@ __all__ = [
     "explainable_variance",
     "fdr",
     "grid_adjacency",
+    "guide",
     "identify",
     "inter_subject_ceiling",
     "load_results",
     "max_statistic_p",
     "model_comparison",
+    "most_discriminative",
     "ncsnr_ceiling",
     "noise_covariance",
     "noise_precision",
+    "objective",
     "permutation_test",
     "persistence",
+    "project_weights",
+    "rank_stimuli",
     "rdm",
     "rdm_over_time",
     "repeat_residuals",

@@ -436,7 +436,7 @@ class AttentionRouter(GradientReadout):
             u, s = router.routes()
         found = s if u is None else u
         assert found is not None
-        looks = found.double().reshape(router.n_queries, -1)
+        looks = found.double().unflatten(0, (router.heads, router.n_queries)).transpose(0, 1).flatten(1)
         looks = looks / looks.norm(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
         similar = (looks @ looks.T).numpy()
         return pd.DataFrame(similar, index=list(self.regions_), columns=list(self.regions_))
