@@ -17,10 +17,12 @@ from .crossval import (
     models_of,
     outer_folds,
     patterns_of,
+    rows_of,
     warn_unscored,
 )
 from .prediction import unit_scores
 from .provenance import provenance
+from .readouts import fitted_for
 from .score import Evidence
 
 if TYPE_CHECKING:
@@ -59,7 +61,8 @@ def best_layer(
     encoder : scikit-learn regressor, optional
         Default ``RidgeCV(score="r2", standardise=True)``. Where a fitted encoder has ``cv_score_``, one value per
         unit, that chooses the layer, in the encoder's own metric; any other is refitted in five folds of the
-        training rows, scored by `metric`.
+        training rows, scored by `metric`. An encoder of spatial tokens is given the grid of each layer, as in
+        `align.score`.
     cv : int, "split", scikit-learn splitter, or sequence of (train, test)
         Outer folds, as in `align.score`; with the same seed they are the same.
     groups : str, optional
@@ -111,6 +114,7 @@ def best_layer(
         from ..encoders import RidgeCV
 
         encoder = RidgeCV(score="r2", standardise=True)
+    readouts = {(model.model, layer): fitted_for(encoder, model, layer) for model in models for layer in model.layers}
     observed = np.asarray(mean.read())
     patterns = list(patterns_of(observed, folds))
     warn_unscored(observed, patterns)
@@ -133,7 +137,10 @@ def best_layer(
                 best = np.full(len(pattern.units), -np.inf)
                 for i, layer in enumerate(model.layers if varies.any() else []):
                     X = layer_matrix(model, layer, rows)
-                    criterion, prediction = _tried(encoder, X, Y[:, varies], (train, test), group_codes, metric)
+                    readout = readouts[model.model, layer]
+                    described = rows_of(mean.units, pattern.units[varies])
+                    fold = (train, test)
+                    criterion, prediction = _tried(readout, X, Y[:, varies], fold, group_codes, described, metric)
                     won = criterion > best[varies]
                     units = np.flatnonzero(varies)[won]
                     best[units] = criterion[won]
@@ -159,19 +166,27 @@ def best_layer(
 
 
 def _tried(
-    encoder: Any, X: np.ndarray, Y: np.ndarray, fold: Fold, groups: np.ndarray | None, metric: str
+    encoder: Any,
+    X: np.ndarray,
+    Y: np.ndarray,
+    fold: Fold,
+    groups: np.ndarray | None,
+    units: pd.DataFrame,
+    metric: str,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Cross-validated score (unit,) within the training rows, NaN where it has none, and predictions of test rows."""
     train, test = fold
     labels = None if groups is None else groups[train]
-    fitted = fit_encoder(encoder, X[train], Y[train], labels)
+    fitted = fit_encoder(encoder, X[train], Y[train], labels, units)
     criterion = np.asarray(getattr(fitted, "cv_score_", None))
     if criterion.shape != (Y.shape[1],):
-        criterion = _inner_scores(encoder, X[train], Y[train], labels, metric)
+        criterion = _inner_scores(encoder, X[train], Y[train], labels, units, metric)
     return criterion, np.asarray(fitted.predict(X[test])).reshape(len(test), -1)
 
 
-def _inner_scores(encoder: Any, X: np.ndarray, Y: np.ndarray, groups: np.ndarray | None, metric: str) -> np.ndarray:
+def _inner_scores(
+    encoder: Any, X: np.ndarray, Y: np.ndarray, groups: np.ndarray | None, units: pd.DataFrame, metric: str
+) -> np.ndarray:
     """Score (unit,) over folds of rows that are in random order already."""
     from ..encoders.linear.folds import fold_rows
 
@@ -180,7 +195,8 @@ def _inner_scores(encoder: Any, X: np.ndarray, Y: np.ndarray, groups: np.ndarray
     predicted = np.full(Y.shape, np.nan)
     for train, test in folds:
         inner = None if groups is None else groups[train]
-        predicted[test] = fit_encoder(encoder, X[train], Y[train], inner).predict(X[test]).reshape(len(test), -1)
+        fitted = fit_encoder(encoder, X[train], Y[train], inner, units)
+        predicted[test] = fitted.predict(X[test]).reshape(len(test), -1)
     return unit_scores(predicted, Y, [test for _, test in folds], metric)
 
 

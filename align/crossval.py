@@ -138,18 +138,33 @@ def warn_unscored(observed: np.ndarray, patterns: list[Pattern]) -> None:
         )
 
 
-def fit_encoder(encoder: Any, X: np.ndarray, Y: np.ndarray, groups: np.ndarray | None) -> Any:
-    """A fresh encoder fitted to these rows; `groups` go to one that takes them."""
+def fit_encoder(
+    encoder: Any, X: np.ndarray, Y: np.ndarray, groups: np.ndarray | None, units: pd.DataFrame | None = None
+) -> Any:
+    """A fresh encoder fitted to these rows; `groups` and the table of the units go to one that takes them."""
     from sklearn.base import clone
 
-    takes_groups = groups is not None and "groups" in inspect.signature(encoder.fit).parameters
-    return clone(encoder).fit(X, Y, **({"groups": groups} if takes_groups else {}))
+    offered = {"groups": groups, "units": units}
+    taken = inspect.signature(encoder.fit).parameters
+    return clone(encoder).fit(
+        X, Y, **{name: value for name, value in offered.items() if value is not None and name in taken}
+    )
 
 
 def predict_held_out(
-    encoder: Any, X: np.ndarray, observed: np.ndarray, patterns: list[Pattern], groups: np.ndarray | None
+    encoder: Any,
+    X: np.ndarray,
+    observed: np.ndarray,
+    patterns: list[Pattern],
+    groups: np.ndarray | None,
+    *,
+    units: pd.DataFrame | None = None,
 ) -> np.ndarray:
-    """Predictions of held-out rows, NaN where a unit has none; `groups` go to an encoder that takes them."""
+    """Predictions of held-out rows, NaN where a unit has none.
+
+    `groups`, one per row, and `units`, a table with one row per unit, go to an encoder whose `fit` takes them; of the
+    table the rows of the units that are fitted together.
+    """
     predicted = np.full(observed.shape, np.nan, np.float32)
     for pattern in patterns:
         for train, test in pattern.folds:
@@ -158,10 +173,17 @@ def predict_held_out(
             varies = np.ptp(Y, axis=0) > 0
             predicted[np.ix_(test, pattern.units[~varies])] = Y[0, ~varies]
             if varies.any():
-                fitted = fit_encoder(encoder, X[train], Y[:, varies], None if groups is None else groups[train])
+                labels = None if groups is None else groups[train]
+                described = None if units is None else rows_of(units, pattern.units[varies])
+                fitted = fit_encoder(encoder, X[train], Y[:, varies], labels, described)
                 out = np.asarray(fitted.predict(X[test])).reshape(len(test), -1)
                 predicted[np.ix_(test, pattern.units[varies])] = out
     return predicted
+
+
+def rows_of(units: pd.DataFrame, positions: np.ndarray) -> pd.DataFrame:
+    """Rows of the table of units by position, counted anew."""
+    return units.iloc[positions].reset_index(drop=True)
 
 
 def unit_table(

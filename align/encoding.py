@@ -25,6 +25,7 @@ from .crossval import (
 )
 from .prediction import METRICS, shuffles, unit_scores
 from .provenance import provenance
+from .readouts import fitted_for
 from .region_scores import region_scores
 from .score import Evidence, Score, tabulate
 
@@ -62,7 +63,9 @@ def score(
     brain : Recording
         Responses (presentation, unit).
     encoder : scikit-learn regressor, optional
-        Default ``RidgeCV(score="r2", standardise=True)``: one alpha per unit, chosen within the training rows.
+        Default ``RidgeCV(score="r2", standardise=True)``: one alpha per unit, chosen within the training rows. One that
+        reads spatial tokens, such as `AttentionRouter`, is given the grid of each layer, and a `fit` with the parameter
+        `units` the rows of ``brain.units`` that it is fitted to.
     cv : int, "split", scikit-learn splitter, or sequence of (train, test)
         Outer folds over stimuli, shuffled by `seed`; the recording's own train and test split; or folds over the rows
         of ``brain.average_repeats()``.
@@ -96,7 +99,7 @@ def score(
     ------
     ValueError
         If responses are time-resolved, stimuli are missing from the features or their features are NaN, two models
-        have one name, or there are too few stimuli.
+        have one name, there are too few stimuli, or an encoder of spatial tokens meets tokens without a grid.
     """
     models = models_of(features)
     metrics = [metrics] if isinstance(metrics, str) else list(metrics)
@@ -108,6 +111,7 @@ def score(
         from ..encoders import RidgeCV
 
         encoder = RidgeCV(score="r2", standardise=True)
+    readouts = {(model.model, layer): fitted_for(encoder, model, layer) for model in models for layer in model.layers}
     observed = np.asarray(mean.read())
     patterns = list(patterns_of(observed, folds))
     warn_unscored(observed, patterns)
@@ -131,7 +135,8 @@ def score(
         for layer in model.layers:
             log.info("%s %s: fitting", model.model, layer)
             X = layer_matrix(model, layer, rows)
-            predicted = predict_held_out(encoder, X, observed, patterns, group_codes)
+            readout = readouts[model.model, layer]
+            predicted = predict_held_out(readout, X, observed, patterns, group_codes, units=mean.units)
             for metric in metrics:
                 per_unit = np.full(mean.n_units, np.nan)
                 for pattern in patterns:

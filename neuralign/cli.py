@@ -17,7 +17,6 @@ from . import __version__
 from .cache_cli import app as cache_app
 from .extract_cli import extract
 from .options import (
-    COMPONENTS,
     WHOLE_KERNELS,
     Bootstrap,
     Comparison,
@@ -210,11 +209,13 @@ def score(
     within the other folds.
     """
     from . import align
+    from .regressors import encoder_named, refuse_without_maps
 
     brain = _brain(dataset, root, regions, subject, session, select)
+    refuse_without_maps(encoder, brain.stimuli, dataset)
     features = _features(model, brain.stimuli, layers, weights, pool, controls, seed, device)
     scored = align.score_bands if encoder == "banded" else align.score
-    regressor = _encoder(encoder, kernel, seed, device)
+    regressor = encoder_named(encoder, kernel, seed, device)
     table = scored(features, brain, regressor, cv=cv, bootstrap=bootstrap, permutations=permutations, seed=seed)
     _finish(table, as_json, out)
 
@@ -384,26 +385,6 @@ def _features(
         encoders.extract(built, stimuli, layers if name in asked else None, reduce=reduce, device=device)
         for name, built in loaded.items()
     ]
-
-
-def _encoder(name: str, kernel: str | None, seed: int, device: str) -> Any:
-    """One of ENCODERS, on features that are standardised with the training rows."""
-    from . import encoders
-
-    if name == "banded":
-        return encoders.BandedRidgeCV(score="r2", seed=seed, device=device)
-    if name == "kernel":
-        import numpy as np
-        from sklearn.pipeline import make_pipeline
-        from sklearn.preprocessing import StandardScaler
-
-        # These two are about 1 where products of standardised rows are about the number of features.
-        alphas = None if kernel == "linear" else np.logspace(-6, 4, 21)
-        ridge = encoders.KernelRidgeCV(alphas, kernel or "rbf", score="r2", device=device)
-        return make_pipeline(StandardScaler(), ridge)
-    if name == "pls":
-        return encoders.PLSRegression(COMPONENTS, scale=True, score="r2", per_unit=True, device=device)
-    return encoders.RidgeCV(score="r2", standardise=True, device=device)
 
 
 def _finish(table: Any, as_json: bool, outs: Sequence[Path] | None) -> None:

@@ -36,7 +36,9 @@ def _one_page(outs: list[Path] | None) -> list[Path]:
     return outs
 
 
-ENCODERS = ("ridge", "banded", "kernel", "pls")
+# Those that read maps of images, cell by cell; the others take a layer as one row of numbers.
+TOKEN_ENCODERS = ("pooled", "pca", "pooling-grid", "factorized", "gaussian", "semantic", "attention")
+ENCODERS = ("ridge", "banded", "kernel", "pls", *TOKEN_ENCODERS, "population", "in-context")
 KERNELS = ("linear", "poly", "rbf")
 NOISES = "full, diagonal, shrinkage-identity, shrinkage-diagonal"
 # In help, without the import of what computes them.
@@ -85,7 +87,11 @@ Encoder = Annotated[
     typer.Option(
         callback=_known_encoder,
         is_eager=True,  # --kernel asks for it, wherever it stands
-        help="ridge, kernel or pls of each layer; banded: all layers of a model at once, and the part of each.",
+        help="ridge, kernel or pls of each layer; banded: all layers of a model at once, and the part of each. Of "
+        "maps: pooled or pca, ridge from their mean or principal components; pooling-grid, a Gaussian field for each "
+        "unit; factorized, a mask for each unit; gaussian, a position for each unit; semantic, masks that move with "
+        "the image; attention, regions that attend to places by what is there. population: ridge under a prior from "
+        "all units; in-context: weights written by a network that is trained first, hours without a GPU.",
     ),
 ]
 Kernel = Annotated[

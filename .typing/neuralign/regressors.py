@@ -1,0 +1,1 @@
+../../neuralign/regressors.py
