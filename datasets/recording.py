@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from scipy.sparse import csr_array
 
-from . import storage
+from . import averaging, storage
 from .axes import as_responses, presentation_table, time_points, time_window, unit_table
 from .errors import unknown
 from .responses import Responses
@@ -27,6 +26,8 @@ __all__ = ["Recording", "TimeSeries"]
 
 # Values per block of units when a recording is passed through once: 32 MiB of float64.
 _BLOCK = 2**22
+# Bytes that averages of responses on disk may take.
+_MEMORY = 2 * 2**30
 
 
 class Recording(Responses):
@@ -35,8 +36,9 @@ class Recording(Responses):
     Parameters
     ----------
     responses : array (presentation, unit) or (presentation, unit, time)
-        numpy array, memory map or h5py.Dataset; kept as given, neither loaded nor copied. NaN marks what was
-        not recorded. A torch tensor, a table, a list or a masked array is made an array.
+        numpy array, memory map, h5py.Dataset or sessions on disk (``lazy.SessionStack``); kept as given, neither
+        loaded nor copied. NaN marks what was not recorded. A torch tensor, a table, a list or a masked array is made
+        an array.
     presentations : pandas.DataFrame or mapping of columns
         One row per presentation. Column ``stimulus`` (id) is required; ``repeat`` (0, 1, ... per stimulus and
         subject) is filled in; ``session``, ``run``, ``subject``, ``split`` and any others are optional. With
@@ -209,8 +211,16 @@ class Recording(Responses):
 
     # ------------------------------------------------------------------------------------------- averaging
 
-    def average_repeats(self) -> Recording:
+    def average_repeats(self, to: str | Path | None = None, max_memory: int = _MEMORY) -> Recording:
         """Mean over the repeats of each stimulus, unit by unit and time by time, ignoring NaN.
+
+        Parameters
+        ----------
+        to : path, optional
+            Folder for a mean that does not fit in memory: it is written there by units, as float32, and read from
+            there. One that was begun for the same recording is finished.
+        max_memory : int
+            Bytes that the mean of responses on disk, and what is summed up for it, may take.
 
         Returns
         -------
@@ -220,17 +230,22 @@ class Recording(Responses):
             region first for theirs). Where `presentations` holds ``n_repeats``, it is summed over the rows that
             are merged. Columns of `presentations` that do not vary within a stimulus are kept. Stimuli without
             a finite response are left out with one warning.
-        """
-        code, order = self._stimulus_codes()
-        [(mean, n_repeats)] = self._averages([_rows_of(code, len(order))])
-        return self._averaged(mean, n_repeats, code, order)
 
-    def split_halves(self, seed: int | np.random.Generator = 0) -> tuple[Recording, Recording]:
+        Raises
+        ------
+        ValueError
+            No finite response, a mean that takes more than `max_memory` without `to`, or no room on the disk.
+        """
+        return averaging.average_repeats(self, to, max_memory)
+
+    def split_halves(
+        self, seed: int | np.random.Generator = 0, max_memory: int = _MEMORY
+    ) -> tuple[Recording, Recording]:
         """Means over two disjoint random halves of the repeats of each stimulus.
 
         Where `presentations` tells subjects apart, the repeats of each subject are halved. An odd repeat goes
         to either half at random. Stimuli with fewer than two valid repeats (presentations with any finite
-        response) are in neither half.
+        response) are in neither half. `max_memory` as in :meth:`average_repeats`.
 
         Returns
         -------
@@ -240,33 +255,9 @@ class Recording(Responses):
         Raises
         ------
         ValueError
-            No stimulus has two valid repeats.
+            No stimulus has two valid repeats, or the halves of responses on disk take more than `max_memory`.
         """
-        code, order = self._stimulus_codes()
-        valid = self._valid_presentations()
-        rng = np.random.default_rng(seed)
-        half = np.full(self.n_presentations, -1)
-        subject = self.presentations.get("subject", pd.Series("", index=self.presentations.index))
-        cell = pd.MultiIndex.from_arrays([code, pd.factorize(subject)[0]]).factorize(sort=True)[0]
-        for rows in _split_by(cell):
-            rows = rng.permutation(rows[valid[rows]])
-            if len(rows) >= 2:
-                half[rows] = (np.arange(len(rows)) + rng.integers(2)) % 2
-        if (half < 0).all():
-            most = int(np.bincount(cell[valid]).max(initial=0))
-            within = " by a subject" if "subject" in self.presentations else ""
-            raise ValueError(
-                f"split_halves needs two valid repeats of a stimulus{within}; these {len(order)} stimuli have {most} "
-                "at most. A recording that was averaged cannot be split: use the one with its repeats."
-            )
-        kept = np.unique(code[half >= 0])
-        place = np.full(len(order), -1)
-        place[kept] = np.arange(len(kept))
-        names = [order[one] for one in kept]
-        codes = [np.where(half == one, place[code], -1) for one in (0, 1)]
-        halves = self._averages([_rows_of(part, len(kept)) for part in codes])
-        first, second = (self._averaged(*means, part, names) for means, part in zip(halves, codes, strict=True))
-        return first, second
+        return averaging.split_halves(self, seed, max_memory)
 
     def average_time(self, start: float | None = None, stop: float | None = None) -> Recording:
         """Recording of the mean over a time window (seconds, both ends included), ignoring NaN."""
@@ -281,82 +272,6 @@ class Recording(Responses):
                 mean[:, block] = np.where(finite, window, 0).sum(axis=2) / finite.sum(axis=2)
         seconds = [float(self.times[within][0]), float(self.times[within][-1])]
         return self._with(responses=mean, times=None, info=self.info | {"time_window": seconds})
-
-    def _stimulus_codes(self) -> tuple[np.ndarray, list[str]]:
-        """Stimulus of each presentation as a number, and the stimuli in the order of those numbers."""
-        names = self.presentations["stimulus"]
-        presented = self._presented(self.presentations)
-        order = list(names.unique()) if presented is None else list(presented)
-        return pd.Index(order, dtype=object).get_indexer(pd.Index(names, dtype=object)), order
-
-    def _averages(self, members: list[csr_array]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Means over sets of presentations, in one pass through the responses.
-
-        Parameters
-        ----------
-        members : list of sparse (row, presentation)
-            Ones where a presentation belongs to an averaged row.
-
-        Returns
-        -------
-        list of (mean, n_repeats)
-            Arrays of shape (row, unit[, time]) and (row,); repeats of the unit that has most.
-        """
-        depth = self.responses.shape[2:]
-        means = [np.empty((each.shape[0], self.n_units, *depth), dtype=self._dtype) for each in members]
-        n_repeats = [np.zeros(each.shape[0]) for each in members]
-        # A presentation that is a mean itself stands for the repeats behind it.
-        behind = self.presentations.get("n_repeats")
-        weight = None if behind is None else pd.to_numeric(behind).fillna(1).to_numpy(np.float64)
-        for block, values in self.unit_blocks(self._block_size):
-            flat = values.reshape(self.n_presentations, -1).astype(np.float64)
-            finite = np.isfinite(flat)
-            valid = np.ones((len(flat), 1))  # one column stands for all where nothing is missing
-            if not finite.all():
-                flat, valid = np.where(finite, flat, 0), finite.astype(np.float64)
-            for mean, most, each in zip(means, n_repeats, members, strict=True):
-                count = each @ valid
-                with np.errstate(invalid="ignore"):
-                    mean[:, block] = ((each @ flat) / count).reshape(mean.shape[0], -1, *depth)
-                repeats = count if weight is None else each @ (valid * weight[:, None])
-                np.maximum(most, repeats.max(axis=1), out=most)
-        return list(zip(means, n_repeats, strict=True))
-
-    def _averaged(self, mean: np.ndarray, n_repeats: np.ndarray, code: np.ndarray, order: list[str]) -> Recording:
-        """A recording of means; `code` is the averaged row of each presentation, -1 for none."""
-        table = self.presentations[code >= 0]
-        if (n_repeats == np.rint(n_repeats)).all():
-            n_repeats = n_repeats.astype(int)
-        first = table.assign(code=code[code >= 0]).drop_duplicates("code").set_index("code").sort_index()
-        # Cells that are lists cannot be counted as they are.
-        comparable = self.presentations.apply(lambda cells: cells.astype(str) if cells.dtype == object else cells)
-        varying = comparable.groupby("stimulus").nunique(dropna=False).gt(1).any()
-        kept = [column for column in table.columns if column != "repeat" and not varying.get(column, False)]
-        merged = len(table) > len(first)
-        if merged or "n_repeats" not in table.columns:
-            first = first.assign(n_repeats=n_repeats)
-        presentations = first[[*(one for one in kept if one != "n_repeats"), "n_repeats"]].reset_index(drop=True)
-        stimuli = self._presented(presentations)
-        silent = ~np.isfinite(mean).reshape(len(mean), -1).any(axis=1)
-        if silent.any():
-            warnings.warn(
-                f"{int(silent.sum())} of {len(order)} stimuli have no finite response and are left out.",
-                stacklevel=3,
-            )
-            if silent.all():
-                raise ValueError("responses hold no finite value: there is nothing to average.")
-            mean, presentations = mean[~silent], presentations[~silent]
-            stimuli = self._presented(presentations)
-        return self._with(responses=mean, presentations=presentations, stimuli=stimuli)
-
-    def _valid_presentations(self) -> np.ndarray:
-        """Presentations with any finite response."""
-        if np.dtype(self.responses.dtype).kind != "f":
-            return np.ones(self.n_presentations, dtype=bool)
-        valid = np.zeros(self.n_presentations, dtype=bool)
-        for _, values in self.unit_blocks(self._block_size):
-            valid |= np.isfinite(values.reshape(self.n_presentations, -1)).any(axis=1)
-        return valid
 
     # ------------------------------------------------------------------------------------------- splitting
 
@@ -505,14 +420,3 @@ class Recording(Responses):
 
         values, axes, times, name, info = from_xarray(array, ("presentation", "unit"))
         return cls(values, axes["presentation"], axes["unit"], times, stimuli, name, info=info)
-
-
-def _rows_of(code: np.ndarray, n: int) -> csr_array:
-    """Sparse (row, presentation) matrix of ones; code -1 belongs to no row."""
-    used = np.flatnonzero(code >= 0)
-    return csr_array((np.ones(len(used)), (code[used], used)), shape=(n, len(code)))
-
-
-def _split_by(code: np.ndarray) -> list[np.ndarray]:
-    """Positions of each code, ascending."""
-    return np.split(np.argsort(code, kind="stable"), np.cumsum(np.bincount(code))[:-1])
