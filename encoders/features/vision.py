@@ -143,14 +143,16 @@ def stacked(
     ValueError
         If two of them differ in shape; the message names both.
     """
-    tensors = [torch.as_tensor(image) for image in images]
-    different = [row for row, tensor in zip(rows, tensors, strict=True) if tensor.shape != tensors[0].shape]
+    different = [row for row, image in zip(rows, images, strict=True) if image.shape != images[0].shape]
     if different:
         raise ValueError(
             f"stimuli {stimuli.ids[rows[0]]!r} and {stimuli.ids[different[0]]!r} differ in size after the model's "
             "preprocessing, which neither resizes nor crops to one size; give images of one size"
         )
-    return torch.stack(tensors)
+    if isinstance(images[0], np.ndarray):
+        # By numpy: torch would start threads beside those of the pass, which then put each other to sleep.
+        return torch.from_numpy(np.stack(images))
+    return torch.stack(list(images))
 
 
 def normalised(
