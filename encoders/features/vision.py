@@ -133,10 +133,8 @@ class CustomImageInputs:
         return f"{stimuli.content_hash} {probe}"
 
 
-def stacked(
-    stimuli: StimulusSet, rows: Sequence[int], images: Sequence[np.ndarray] | Sequence[torch.Tensor]
-) -> torch.Tensor:
-    """Images of one batch as one tensor.
+def stacked(stimuli: StimulusSet, rows: Sequence[int], images: Sequence[Any]) -> torch.Tensor:
+    """Images of one batch, arrays or tensors, as one tensor.
 
     Raises
     ------
