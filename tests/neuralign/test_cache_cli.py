@@ -132,7 +132,7 @@ def test_what_is_named_is_removed_and_nothing_else(run, store, pattern, left):
     assert code == 0 and len(rows) == 3 - len(left)
     assert len(upkeep.entries(store)) == 3
     code, gone = table(run, "rm", pattern)
-    assert code == 0 and [row["key"] for row in gone] == [row["key"] for row in rows]
+    assert code == 0 and {row["key"] for row in gone} == {row["key"] for row in rows}
     found = upkeep.entries(store)
     assert sorted(zip(found["model"], found["layer"], strict=True)) == left
     for _, row in found.iterrows():
