@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from ..errors import unknown
+from ..matlab import read_mat
 from ..rdms import RDMs
 from ..registry import DatasetCard, FileCard, find_file, register
 from ..stimuli import StimulusSet
@@ -63,11 +64,10 @@ def load_kriegeskorte_92(root: Path, source: str = "human-it") -> RDMs:
     """
     if source not in SOURCES:
         raise ValueError(unknown("source", source, SOURCES))
-    published = _read(root, _PUBLISHED)
-    stimuli = _stimuli(published["stimuli_92objs"].ravel())
+    stimuli = _stimuli(_read(root, _PUBLISHED, "stimuli_92objs"))
     readers = {
         "human-it": lambda: _human_it(root, stimuli),
-        "monkey-it": lambda: _monkey_it(published, stimuli),
+        "monkey-it": lambda: _monkey_it(root, stimuli),
         "behaviour": lambda: _behaviour(root, stimuli),
         "models": lambda: _models(root, stimuli),
     }
@@ -76,25 +76,19 @@ def load_kriegeskorte_92(root: Path, source: str = "human-it") -> RDMs:
     return readers[source]()
 
 
-def _read(root: Path, name: str) -> dict[str, Any]:
-    from scipy.io import loadmat
-    from scipy.io.matlab import MatReadError
-
+def _read(root: Path, name: str, variable: str) -> list[dict[str, Any]]:
+    """Entries of a struct array, in the order in which MATLAB counts them."""
     path = find_file(root, name)
     if path is None:
         raise FileNotFoundError(f"kriegeskorte-92: no {name} below {root}. Get it from {CARD.source}.")
-    try:
-        # Not simplified: simplify_cells leaves the two-dimensional struct of the brain RDMs half converted.
-        return loadmat(path)
-    except (MatReadError, ValueError, OSError, EOFError, TypeError, NotImplementedError) as error:
-        raise ValueError(f"{path} is not a whole MATLAB file ({error}); fetch it again.") from error
+    return read_mat(path, [variable])[variable]
 
 
-def _stimuli(entries: np.ndarray) -> StimulusSet:
+def _stimuli(entries: list[dict[str, Any]]) -> StimulusSet:
     flags = ("human", "face", "animal", "natural")
-    table = pd.DataFrame({"category": [str(entry["category"].item()) for entry in entries]})
+    table = pd.DataFrame({"category": [entry["category"] for entry in entries]})
     for flag in flags:
-        table[flag] = [bool(entry[flag].item()) for entry in entries]
+        table[flag] = [bool(entry[flag]) for entry in entries]
     ids = [f"stimulus-{number:02d}" for number in range(1, len(entries) + 1)]
     images = np.stack([entry["image"] for entry in entries])
     return StimulusSet.from_images(images, ids, table, name=CARD.name)
@@ -102,7 +96,7 @@ def _stimuli(entries: np.ndarray) -> StimulusSet:
 
 def _human_it(root: Path, stimuli: StimulusSet) -> RDMs:
     """Entries (1, subject, session), named like "hIT | BE | Session: 1"."""
-    entries = _read(root, _BRAIN)["RDMs"].ravel()
+    entries = sorted(_read(root, _BRAIN, "RDMs"), key=lambda entry: entry["name"])  # subject by subject
     labels = _names(entries)
     parts = [label.split(" | ") for label in labels]
     table = _table("brain", "human IT", labels)
@@ -111,17 +105,16 @@ def _human_it(root: Path, stimuli: StimulusSet) -> RDMs:
     return RDMs.from_matrices(_matrices(entries), stimuli.ids, table, "correlation", stimuli)
 
 
-def _monkey_it(published: dict[str, Any], stimuli: StimulusSet) -> RDMs:
-    entries = published["RDMs_mIT_hIT_fig1"].ravel()
-    [entry] = [one for one in entries if one["name"].item().startswith("mIT")]
-    table = _table("brain", "monkey IT", [entry["name"].item()])
+def _monkey_it(root: Path, stimuli: StimulusSet) -> RDMs:
+    [entry] = [one for one in _read(root, _PUBLISHED, "RDMs_mIT_hIT_fig1") if one["name"].startswith("mIT")]
+    table = _table("brain", "monkey IT", [entry["name"]])
     table["subject"] = "two monkeys"
     return RDMs(entry["RDM"], stimuli.ids, table, "correlation", stimuli)
 
 
 def _behaviour(root: Path, stimuli: StimulusSet) -> RDMs:
     """Entries (1, subject), named like "simJudge | subject1"."""
-    entries = _read(root, _BEHAVIOUR)["rdms_behav_92"].ravel()
+    entries = _read(root, _BEHAVIOUR, "rdms_behav_92")
     labels = _names(entries)
     table = _table("behaviour", "behaviour", labels)
     table["subject"] = [label.split(" | ")[1] for label in labels]
@@ -129,16 +122,16 @@ def _behaviour(root: Path, stimuli: StimulusSet) -> RDMs:
 
 
 def _models(root: Path, stimuli: StimulusSet) -> RDMs:
-    entries = _read(root, _MODELS)["Models"].ravel()
+    entries = _read(root, _MODELS, "Models")
     table = _table("model", "", _names(entries))
     return RDMs.from_matrices(_matrices(entries), stimuli.ids, table, "", stimuli)
 
 
-def _names(entries: np.ndarray) -> list[str]:
-    return [str(entry["name"].item()) for entry in entries]
+def _names(entries: list[dict[str, Any]]) -> list[str]:
+    return [entry["name"] for entry in entries]
 
 
-def _matrices(entries: np.ndarray) -> np.ndarray:
+def _matrices(entries: list[dict[str, Any]]) -> np.ndarray:
     return np.stack([entry["RDM"] for entry in entries])
 
 
